@@ -1,0 +1,1 @@
+//! The block backend: disk images and block devices for PV guests.

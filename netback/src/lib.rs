@@ -1,0 +1,1 @@
+//! The network backend: TAP devices on a bridge for PV guests.

@@ -1,0 +1,1 @@
+//! Scenarios: one function each, run on the fake and on real Xen.

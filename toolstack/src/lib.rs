@@ -1,0 +1,1 @@
+//! The toolstack: configuration, builder, domains, devices, console daemon, supervisor.

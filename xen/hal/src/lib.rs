@@ -1,0 +1,1 @@
+//! The contracts between logic and the world it runs in: grants, events, store, domain control, clock.

@@ -1,0 +1,1 @@
+//! The boot contract of a PV guest, written once for the builder and for the guest.

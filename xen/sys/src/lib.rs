@@ -1,0 +1,1 @@
+//! Xen's public ABI, one module per public header.

@@ -1,0 +1,1 @@
+//! The store daemon: a pure core and the loop around it.

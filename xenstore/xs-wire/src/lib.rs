@@ -1,0 +1,1 @@
+//! The xenstore protocol: a sans-IO codec and client for no_std.
