@@ -5,6 +5,8 @@
 //! it and a test compares every field with what a C compiler makes of the public headers.
 #![no_std]
 
+pub mod errno;
 pub mod types;
 
+pub use errno::Errno;
 pub use types::{DomId, GrantRef, Mfn, Pfn, Port, VcpuId};

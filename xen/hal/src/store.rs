@@ -1,0 +1,132 @@
+//! The store, as its clients see it.
+
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::str::FromStr;
+
+use xen_sys::Errno;
+use xs_wire::{Permission, StoreError, TxId, WatchEvent};
+
+/// How often a transaction is tried again before it is given up with EAGAIN.
+pub const MAX_RETRIES: usize = 100;
+
+/// A blocking connection to the store. Paths are absolute, or relative to the caller's
+/// `/local/domain/<own domid>`. `tx` is the transaction to work in, if any.
+pub trait Store {
+    /// A node's value.
+    fn read(&self, tx: Option<TxId>, path: &str) -> Result<Vec<u8>, StoreError>;
+    /// Writes a value, making the node and its parents if absent.
+    fn write(&self, tx: Option<TxId>, path: &str, value: &[u8]) -> Result<(), StoreError>;
+    /// Makes an empty node (and its parents) if absent.
+    fn mkdir(&self, tx: Option<TxId>, path: &str) -> Result<(), StoreError>;
+    /// Removes a node and all below it.
+    fn rm(&self, tx: Option<TxId>, path: &str) -> Result<(), StoreError>;
+    /// The names of a node's children.
+    fn list(&self, tx: Option<TxId>, path: &str) -> Result<Vec<String>, StoreError>;
+    /// A node's permissions; the first entry names the owner.
+    fn permissions(&self, tx: Option<TxId>, path: &str) -> Result<Vec<Permission>, StoreError>;
+    /// Replaces a node's permissions.
+    fn set_permissions(
+        &self,
+        tx: Option<TxId>,
+        path: &str,
+        list: &[Permission],
+    ) -> Result<(), StoreError>;
+    /// Starts a transaction.
+    fn start(&self) -> Result<TxId, StoreError>;
+    /// Ends a transaction. A commit that conflicts is `EAGAIN`.
+    fn end(&self, tx: TxId, commit: bool) -> Result<(), StoreError>;
+    /// Sets a watch on a path and all below it; it fires once at once.
+    fn watch(&self, path: &str, token: &str) -> Result<(), StoreError>;
+    /// Removes a watch.
+    fn unwatch(&self, path: &str, token: &str) -> Result<(), StoreError>;
+    /// Takes the next watch event that has arrived, without waiting.
+    fn next_event(&self) -> Result<Option<WatchEvent>, StoreError>;
+}
+
+/// What is built from [`Store`]'s operations.
+pub trait StoreExt: Store {
+    /// A node's value, or `None` if there is no such node.
+    fn read_optional(&self, tx: Option<TxId>, path: &str) -> Result<Option<Vec<u8>>, StoreError> {
+        match self.read(tx, path) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) if error.errno == Errno::ENOENT => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A node's value parsed as text; EINVAL if it is none or does not parse.
+    fn read_parsed<T: FromStr>(&self, tx: Option<TxId>, path: &str) -> Result<T, StoreError> {
+        let value = self.read(tx, path)?;
+        core::str::from_utf8(&value)
+            .ok()
+            .and_then(|text| text.trim_end_matches('\0').parse().ok())
+            .ok_or_else(|| StoreError {
+                op: "READ",
+                object: path.to_string(),
+                errno: Errno::EINVAL,
+            })
+    }
+
+    /// Writes something's text.
+    fn write_display(
+        &self,
+        tx: Option<TxId>,
+        path: &str,
+        value: &dyn core::fmt::Display,
+    ) -> Result<(), StoreError> {
+        self.write(tx, path, value.to_string().as_bytes())
+    }
+
+    /// Removes a node if it is there.
+    fn rm_if_present(&self, tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
+        match self.rm(tx, path) {
+            Err(error) if error.errno != Errno::ENOENT => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Runs `body` in a transaction and commits it; again on a conflict, at most [`MAX_RETRIES`] times.
+    /// An error of `body` aborts the transaction and is returned.
+    fn transaction<T, E: From<StoreError>>(
+        &self,
+        mut body: impl FnMut(&Self, TxId) -> Result<T, E>,
+    ) -> Result<T, E> {
+        for _ in 1..MAX_RETRIES {
+            if let Some(value) = self.try_transaction(&mut body)? {
+                return Ok(value);
+            }
+        }
+        match self.try_transaction(&mut body)? {
+            Some(value) => Ok(value),
+            None => Err(StoreError {
+                op: "TRANSACTION_END",
+                object: String::new(),
+                errno: Errno::EAGAIN,
+            }
+            .into()),
+        }
+    }
+
+    #[doc(hidden)]
+    fn try_transaction<T, E: From<StoreError>>(
+        &self,
+        body: &mut impl FnMut(&Self, TxId) -> Result<T, E>,
+    ) -> Result<Option<T>, E> {
+        let tx = self.start()?;
+        match body(self, tx) {
+            Ok(value) => match self.end(tx, true) {
+                Ok(()) => Ok(Some(value)),
+                Err(error) if error.errno == Errno::EAGAIN => Ok(None),
+                Err(error) => Err(error.into()),
+            },
+            Err(error) => {
+                // The body's error is the one that tells something.
+                let _ = self.end(tx, false);
+                Err(error)
+            }
+        }
+    }
+}
+
+impl<S: Store + ?Sized> StoreExt for S {}
