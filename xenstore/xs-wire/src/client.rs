@@ -1,0 +1,381 @@
+//! The client's side without I/O: requests become bytes, bytes become replies and watch events.
+
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+
+use xen_sys::Errno;
+
+use crate::decode::{Decoder, Message, TooLong};
+use crate::op::{Header, Op};
+use crate::request::{Request, split_word};
+use crate::types::{TxId, WatchEvent};
+
+/// Most watch events kept until they are taken. An event that is equal to one of the last
+/// [`COALESCE_WINDOW`] waiting is dropped: it says nothing new.
+pub const MAX_EVENTS: usize = 16384;
+/// How far back an arriving event is compared with those that wait.
+pub const COALESCE_WINDOW: usize = 32;
+/// Most requests that may wait for their replies.
+pub const MAX_PENDING: usize = 256;
+
+/// A request that was sent and whose reply is not yet taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[must_use = "the reply is kept until it is taken or forgotten"]
+pub struct RequestId(u32);
+
+/// The daemon's answer: the payload, or its error.
+pub type Reply = Result<Vec<u8>, Errno>;
+
+/// The daemon said something that it must not; the connection is of no use any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProtocolError {
+    /// A message announced too many bytes.
+    TooLong(TooLong),
+    /// A reply to a request that was not made, or not of its kind.
+    UnexpectedReply {
+        /// The operation's number.
+        op: u32,
+        /// The request's number.
+        req_id: u32,
+    },
+    /// A watch event that is not two words of text.
+    MalformedEvent,
+    /// More than [`MAX_EVENTS`] events wait to be taken.
+    TooManyEvents,
+}
+
+impl fmt::Display for ProtocolError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ProtocolError::TooLong(error) => write!(f, "the store daemon sent {error}"),
+            ProtocolError::UnexpectedReply { op, req_id } => write!(
+                f,
+                "the store daemon sent a reply of kind {op} to request {req_id}, which was not made"
+            ),
+            ProtocolError::MalformedEvent => {
+                write!(f, "the store daemon sent a malformed watch event")
+            }
+            ProtocolError::TooManyEvents => {
+                write!(f, "{MAX_EVENTS} watch events wait to be taken")
+            }
+        }
+    }
+}
+
+impl core::error::Error for ProtocolError {}
+
+#[derive(Debug)]
+enum Pending {
+    Waiting,
+    Forgotten,
+    Done(Reply),
+}
+
+/// One connection's state. The owner moves bytes: from [`output`](Self::output) to the daemon, and what
+/// comes from the daemon to [`feed`](Self::feed).
+#[derive(Debug, Default)]
+pub struct Client {
+    decoder: Decoder,
+    output: Vec<u8>,
+    sent: usize,
+    next_id: u32,
+    pending: Vec<(u32, Op, Pending)>,
+    events: VecDeque<WatchEvent>,
+    failed: Option<ProtocolError>,
+}
+
+impl Client {
+    /// A client at the beginning of a connection.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Queues a request. E2BIG if it does not fit a message, EINVAL for a NUL within a word, EBUSY if
+    /// [`MAX_PENDING`] requests wait already.
+    pub fn request(&mut self, tx: Option<TxId>, request: &Request<'_>) -> Result<RequestId, Errno> {
+        if self.pending.len() >= MAX_PENDING {
+            return Err(Errno::EBUSY);
+        }
+        self.compact();
+        let start = self.output.len();
+        self.output.extend_from_slice(&[0; Header::SIZE]);
+        if let Err(errno) = request.encode(&mut self.output) {
+            self.output.truncate(start);
+            return Err(errno);
+        }
+        let id = self.fresh_id();
+        let header = Header {
+            op: request.op().code(),
+            req_id: id,
+            tx_id: tx.map_or(0, |tx| tx.0.get()),
+            len: (self.output.len() - start - Header::SIZE) as u32,
+        };
+        self.output[start..start + Header::SIZE].copy_from_slice(&header.encode());
+        self.pending.push((id, request.op(), Pending::Waiting));
+        Ok(RequestId(id))
+    }
+
+    /// The bytes that wait to be sent.
+    pub fn output(&self) -> &[u8] {
+        &self.output[self.sent..]
+    }
+
+    /// Tells that the first `len` bytes of [`output`](Self::output) were sent.
+    pub fn sent(&mut self, len: usize) {
+        self.sent = (self.sent + len).min(self.output.len());
+        if self.sent == self.output.len() {
+            self.output.clear();
+            self.sent = 0;
+        }
+    }
+
+    /// Takes what has come from the daemon. After an error the connection is lost: every further call
+    /// returns that error.
+    pub fn feed(&mut self, mut bytes: &[u8]) -> Result<(), ProtocolError> {
+        if let Some(error) = self.failed {
+            return Err(error);
+        }
+        let result = self.take_all(&mut bytes);
+        self.failed = result.err();
+        result
+    }
+
+    /// Takes the reply to a request, if it has come. A reply can be taken once.
+    pub fn take_reply(&mut self, id: RequestId) -> Option<Reply> {
+        let at = self.position(id.0)?;
+        if !matches!(self.pending[at].2, Pending::Done(_)) {
+            return None;
+        }
+        match self.pending.remove(at).2 {
+            Pending::Done(reply) => Some(reply),
+            Pending::Waiting | Pending::Forgotten => None,
+        }
+    }
+
+    /// Gives up waiting for a reply; it is dropped when it comes.
+    pub fn forget(&mut self, id: RequestId) {
+        if let Some(at) = self.position(id.0) {
+            match self.pending[at].2 {
+                Pending::Done(_) => {
+                    self.pending.remove(at);
+                }
+                _ => self.pending[at].2 = Pending::Forgotten,
+            }
+        }
+    }
+
+    /// Takes the next watch event.
+    pub fn next_event(&mut self) -> Option<WatchEvent> {
+        self.events.pop_front()
+    }
+
+    /// Whether a watch event waits.
+    pub fn has_event(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    /// Drops the events that wait for this token: what a client does after removing a watch.
+    pub fn drop_events(&mut self, token: &str) {
+        self.events.retain(|event| event.token != token);
+    }
+
+    fn take_all(&mut self, bytes: &mut &[u8]) -> Result<(), ProtocolError> {
+        while !bytes.is_empty() {
+            if let Some(message) = self.decoder.feed(bytes).map_err(ProtocolError::TooLong)? {
+                self.take(message)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, message: Message) -> Result<(), ProtocolError> {
+        let Header { op, req_id, .. } = message.header;
+        if op == Op::WatchEvent.code() {
+            let event = parse_event(&message.body).ok_or(ProtocolError::MalformedEvent)?;
+            return self.queue_event(event);
+        }
+        let unexpected = ProtocolError::UnexpectedReply { op, req_id };
+        let at = self.position(req_id).ok_or(unexpected)?;
+        let (_, asked, state) = &mut self.pending[at];
+        let reply = if op == Op::Error.code() {
+            Err(parse_error(&message.body))
+        } else if op == asked.code() {
+            Ok(message.body)
+        } else {
+            return Err(unexpected);
+        };
+        match state {
+            Pending::Waiting => *state = Pending::Done(reply),
+            Pending::Forgotten => {
+                self.pending.remove(at);
+            }
+            Pending::Done(_) => return Err(unexpected),
+        }
+        Ok(())
+    }
+
+    fn queue_event(&mut self, event: WatchEvent) -> Result<(), ProtocolError> {
+        if self
+            .events
+            .iter()
+            .rev()
+            .take(COALESCE_WINDOW)
+            .any(|waiting| *waiting == event)
+        {
+            return Ok(());
+        }
+        if self.events.len() >= MAX_EVENTS {
+            return Err(ProtocolError::TooManyEvents);
+        }
+        self.events.push_back(event);
+        Ok(())
+    }
+
+    fn position(&self, id: u32) -> Option<usize> {
+        self.pending.iter().position(|(used, ..)| *used == id)
+    }
+
+    fn fresh_id(&mut self) -> u32 {
+        loop {
+            // 0 is the number that events carry.
+            self.next_id = self.next_id.wrapping_add(1).max(1);
+            if self.position(self.next_id).is_none() {
+                return self.next_id;
+            }
+        }
+    }
+
+    fn compact(&mut self) {
+        if self.sent > 0 {
+            self.output.drain(..self.sent);
+            self.sent = 0;
+        }
+    }
+}
+
+/// The path and token in the payload of a watch event.
+pub fn parse_event(body: &[u8]) -> Option<WatchEvent> {
+    let (path, rest) = split_word(body)?;
+    // A third word is what a later protocol may add.
+    let (token, _) = split_word(rest)?;
+    let text = |bytes: &[u8]| Some(String::from(core::str::from_utf8(bytes).ok()?));
+    Some(WatchEvent {
+        path: text(path)?,
+        token: text(token)?,
+    })
+}
+
+/// The error in the payload of an `ERROR` message; EIO for a name that is not known.
+pub fn parse_error(body: &[u8]) -> Errno {
+    let name = split_word(body).map_or(body, |(name, _)| name);
+    Errno::from_name(name).unwrap_or(Errno::EIO)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+    use proptest::prelude::*;
+
+    fn message(op: Op, req_id: u32, body: &[u8]) -> Vec<u8> {
+        let mut bytes = Header {
+            op: op.code(),
+            req_id,
+            tx_id: 0,
+            len: body.len() as u32,
+        }
+        .encode()
+        .to_vec();
+        bytes.extend_from_slice(body);
+        bytes
+    }
+
+    #[test]
+    fn replies_find_their_requests() {
+        let mut client = Client::new();
+        let a = client.request(None, &Request::Read(b"/a")).unwrap();
+        let b = client.request(None, &Request::Read(b"/b")).unwrap();
+        let c = client.request(None, &Request::Read(b"/c")).unwrap();
+        assert_eq!(client.output().len(), 3 * (16 + 3));
+        client.sent(20);
+        assert_eq!(client.output().len(), 2 * 19 - 1);
+        client.forget(c);
+        client.feed(&message(Op::Read, b.0, b"two")).unwrap();
+        client.feed(&message(Op::Error, a.0, b"ENOENT\0")).unwrap();
+        client.feed(&message(Op::Read, c.0, b"three")).unwrap();
+        assert_eq!(client.take_reply(a), Some(Err(Errno::ENOENT)));
+        assert_eq!(client.take_reply(b), Some(Ok(b"two".to_vec())));
+        assert_eq!(client.take_reply(b), None);
+        assert_eq!(client.take_reply(c), None);
+        assert!(client.pending.is_empty());
+    }
+
+    #[test]
+    fn events_between_replies() {
+        let mut client = Client::new();
+        let a = client.request(None, &Request::Read(b"/a")).unwrap();
+        let mut stream = message(Op::WatchEvent, 0, b"/x\0t\0");
+        stream.extend(message(Op::WatchEvent, 0, b"/x\0t\0"));
+        stream.extend(message(Op::WatchEvent, 0, b"/y\0t\0"));
+        stream.extend(message(Op::Read, a.0, b""));
+        for byte in stream {
+            client.feed(&[byte]).unwrap();
+        }
+        assert_eq!(client.take_reply(a), Some(Ok(vec![])));
+        assert_eq!(client.next_event().unwrap().path, "/x");
+        assert_eq!(client.next_event().unwrap().path, "/y");
+        assert_eq!(client.next_event(), None);
+    }
+
+    #[test]
+    fn a_wrong_daemon_is_an_error_that_stays() {
+        for bytes in [
+            message(Op::Read, 9, b""),
+            message(Op::Write, 1, b"OK\0"),
+            message(Op::WatchEvent, 0, b"/x\0"),
+            message(Op::WatchEvent, 0, b"\xff\0\0"),
+        ] {
+            let mut client = Client::new();
+            let id = client.request(None, &Request::Read(b"/a")).unwrap();
+            assert_eq!(id.0, 1);
+            let error = client.feed(&bytes).unwrap_err();
+            assert_eq!(client.feed(&[]), Err(error));
+        }
+    }
+
+    #[test]
+    fn limits() {
+        let mut client = Client::new();
+        for _ in 0..MAX_PENDING {
+            let _ = client.request(None, &Request::Read(b"/a")).unwrap();
+        }
+        assert_eq!(
+            client.request(None, &Request::Read(b"/a")),
+            Err(Errno::EBUSY)
+        );
+        let mut client = Client::new();
+        let mut result = Ok(());
+        for n in 0..=MAX_EVENTS {
+            assert_eq!(result, Ok(()));
+            result = client.feed(&message(
+                Op::WatchEvent,
+                0,
+                alloc::format!("/{n}\0t\0").as_bytes(),
+            ));
+        }
+        assert_eq!(result, Err(ProtocolError::TooManyEvents));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_never_panic(bytes in proptest::collection::vec(prop_oneof![0u8..24, Just(0u8)], 0..400)) {
+            let mut client = Client::new();
+            let id = client.request(None, &Request::TransactionStart).unwrap();
+            let _ = client.feed(&bytes);
+            let _ = client.take_reply(id);
+            while client.next_event().is_some() {}
+        }
+    }
+}
