@@ -28,16 +28,8 @@ pub unsafe trait SharedMemory {
 /// leak our memory to the peer, XSA-216).
 pub unsafe trait RingEntry: Copy + 'static {}
 
-// SAFETY: integers and arrays of bytes take every bit pattern and have no padding.
-unsafe impl RingEntry for u8 {}
-// SAFETY: as above.
-unsafe impl RingEntry for u16 {}
-// SAFETY: as above.
-unsafe impl RingEntry for u32 {}
-// SAFETY: as above.
-unsafe impl RingEntry for u64 {}
-// SAFETY: an array has no padding between elements.
-unsafe impl<T: RingEntry, const N: usize> RingEntry for [T; N] {}
+// SAFETY: plain values take every bit pattern and have no padding; that is what the trait says.
+unsafe impl<T: xen_sys::Plain> RingEntry for T {}
 
 /// Checked access to shared memory. Offsets are in bytes; an offset out of range is our own bug and
 /// panics, so whatever a peer says must be checked before it becomes an offset.

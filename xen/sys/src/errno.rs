@@ -28,6 +28,10 @@ macro_rules! errnos {
                 None
             }
         }
+
+        /// The error numbers, for the test that asks a C compiler.
+        pub const CONSTANTS: &[crate::Constant] =
+            &[$(crate::Constant { c: stringify!($name), value: $number },)*];
     };
 }
 
@@ -79,6 +83,17 @@ errnos! {
     ECONNREFUSED = 111, "connection refused";
 }
 
+impl Errno {
+    /// Splits a hypercall's result: negative is an error, negated.
+    pub const fn check(result: i64) -> Result<u64, Errno> {
+        match result {
+            0.. => Ok(result as u64),
+            -4095..0 => Err(Errno(-result as i32)),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}
+
 impl fmt::Display for Errno {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.name(), self.text()) {
@@ -95,3 +110,35 @@ impl fmt::Debug for Errno {
 }
 
 impl core::error::Error for Errno {}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use std::string::ToString;
+
+    #[test]
+    fn an_errno_prints_name_number_and_meaning() {
+        assert_eq!(Errno::ENOENT.to_string(), "ENOENT (2): no such entry");
+        assert_eq!(Errno(4000).to_string(), "errno 4000");
+    }
+
+    #[test]
+    fn a_result_splits_at_zero() {
+        assert_eq!(Errno::check(7), Ok(7));
+        assert_eq!(Errno::check(0), Ok(0));
+        assert_eq!(Errno::check(-2), Err(Errno::ENOENT));
+        assert_eq!(Errno::check(i64::MIN), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn names_go_both_ways() {
+        for constant in CONSTANTS {
+            let errno = Errno(constant.value as i32);
+            assert_eq!(
+                Errno::from_name(errno.name().unwrap().as_bytes()),
+                Some(errno)
+            );
+        }
+    }
+}
