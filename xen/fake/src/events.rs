@@ -1,0 +1,253 @@
+//! Event channels: ports, their bindings, pending and mask bits.
+
+use std::sync::Arc;
+
+use xen_hal::{Error, EventChannels, Result};
+use xen_sys::{DomId, Errno, Port};
+
+use crate::Call;
+use crate::grants::resolve;
+use crate::world::{Shared, State};
+
+/// Ports that a domain can have (`EVTCHN_2L_NR_CHANNELS` of a 64-bit domain).
+const MAX_PORTS: u32 = 4096;
+
+/// One owner of event channels in a domain: a kernel, or an open /dev/xen/evtchn. Ports that are still
+/// bound when it is dropped are closed.
+pub struct Events {
+    world: Arc<Shared>,
+    dom: DomId,
+    owner: u64,
+}
+
+pub(crate) struct Channel {
+    pub(crate) state: ChannelState,
+    owner: Option<u64>,
+    /// When it fired, if it did and was not taken: whoever fired first is taken first.
+    pending: Option<u64>,
+    masked: bool,
+    boot: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ChannelState {
+    Unbound { remote: DomId },
+    Interdomain { remote: DomId, port: Port },
+}
+
+impl Channel {
+    pub(crate) fn new(state: ChannelState, owner: Option<u64>) -> Self {
+        Channel {
+            state,
+            owner,
+            pending: None,
+            masked: false,
+            boot: owner.is_none(),
+        }
+    }
+
+    /// A port that a toolstack made and that nobody's program is to give back.
+    pub(crate) fn is_boot_port(&self) -> bool {
+        self.boot
+    }
+}
+
+impl State {
+    fn channel(&mut self, dom: DomId, port: Port) -> Option<&mut Channel> {
+        self.domains.get_mut(&dom.0)?.channels.get_mut(&port.0)
+    }
+
+    fn new_port(&mut self, dom: DomId, channel: Channel) -> Result<Port, Errno> {
+        let channels = &mut self.domains.get_mut(&dom.0).ok_or(Errno::ESRCH)?.channels;
+        // Lowest first, as Xen searches.
+        let port = (1..MAX_PORTS)
+            .find(|port| !channels.contains_key(port))
+            .ok_or(Errno::ENOSPC)?;
+        channels.insert(port, channel);
+        Ok(Port(port))
+    }
+
+    fn set_pending(&mut self, dom: DomId, port: Port) {
+        let when = self.new_id();
+        if let Some(channel) = self.channel(dom, port) {
+            channel.pending.get_or_insert(when);
+        }
+    }
+
+    /// Frees a port; the other end, if any, is unbound again, for the same domain.
+    pub(crate) fn close(&mut self, dom: DomId, port: Port) -> Option<Channel> {
+        let channel = self.domains.get_mut(&dom.0)?.channels.remove(&port.0)?;
+        if let ChannelState::Interdomain { remote, port } = channel.state
+            && let Some(other) = self.channel(remote, port)
+        {
+            other.state = ChannelState::Unbound { remote: dom };
+        }
+        Some(channel)
+    }
+}
+
+impl Events {
+    pub(crate) fn new(world: Arc<Shared>, dom: DomId) -> Self {
+        let owner = world.lock().new_id();
+        Events { world, dom, owner }
+    }
+
+    /// Takes a port that the toolstack made for the guest: the store's or the console's.
+    pub fn adopt(&self, port: Port) -> Result<()> {
+        let mut state = self.world.lock();
+        match state.channel(self.dom, port) {
+            Some(channel) if channel.owner.is_none() => {
+                channel.owner = Some(self.owner);
+                Ok(())
+            }
+            _ => Err(self.error("adopt", self.dom, port, Errno::EINVAL)),
+        }
+    }
+
+    /// Whether a port has fired and is neither taken nor masked.
+    pub fn has_pending(&self) -> bool {
+        let state = self.world.lock();
+        let domain = state.domains.get(&self.dom.0);
+        domain.is_some_and(|domain| domain.channels.values().any(|channel| self.fires(channel)))
+    }
+
+    fn fires(&self, channel: &Channel) -> bool {
+        channel.owner == Some(self.owner) && channel.pending.is_some() && !channel.masked
+    }
+
+    fn owned<'a>(&self, state: &'a mut State, port: Port) -> Option<&'a mut Channel> {
+        state
+            .channel(self.dom, port)
+            .filter(|channel| channel.owner == Some(self.owner))
+    }
+
+    fn error(&self, op: &'static str, dom: DomId, port: Port, errno: Errno) -> Error {
+        Error::Event {
+            op,
+            dom,
+            port,
+            errno,
+        }
+    }
+}
+
+impl EventChannels for Events {
+    fn alloc_unbound(&self, remote: DomId) -> Result<Port> {
+        const OP: &str = "EVTCHNOP_alloc_unbound";
+        let remote = resolve(remote, self.dom);
+        let mut state = self.world.lock();
+        if self.world.faults.hit(Call::AllocUnbound) {
+            return Err(self.error(OP, remote, Port(0), Errno::ENOSPC));
+        }
+        let channel = Channel::new(ChannelState::Unbound { remote }, Some(self.owner));
+        state
+            .new_port(self.dom, channel)
+            .map_err(|errno| self.error(OP, remote, Port(0), errno))
+    }
+
+    fn bind_interdomain(&self, remote: DomId, port: Port) -> Result<Port> {
+        let remote = resolve(remote, self.dom);
+        let error = |errno| self.error("EVTCHNOP_bind_interdomain", remote, port, errno);
+        let mut state = self.world.lock();
+        if self.world.faults.hit(Call::BindInterdomain) {
+            return Err(error(Errno::ENOSPC));
+        }
+        if !state.domains.contains_key(&remote.0) {
+            return Err(error(Errno::ESRCH));
+        }
+        let wanted = ChannelState::Unbound { remote: self.dom };
+        match state.channel(remote, port) {
+            Some(channel) if channel.state == wanted => {}
+            _ => return Err(error(Errno::EINVAL)),
+        }
+        let ours = Channel::new(ChannelState::Interdomain { remote, port }, Some(self.owner));
+        let local = state.new_port(self.dom, ours).map_err(error)?;
+        if let Some(channel) = state.channel(remote, port) {
+            channel.state = ChannelState::Interdomain {
+                remote: self.dom,
+                port: local,
+            };
+        }
+        // What was sent to the unbound port is lost; Xen makes up for it with one event on the new port.
+        state.set_pending(self.dom, local);
+        Ok(local)
+    }
+
+    fn close(&self, port: Port) -> Result<()> {
+        let mut state = self.world.lock();
+        if self.owned(&mut state, port).is_none() {
+            return Err(self.error("EVTCHNOP_close", self.dom, port, Errno::EINVAL));
+        }
+        state.close(self.dom, port);
+        Ok(())
+    }
+
+    fn notify(&self, port: Port) -> Result<()> {
+        let mut state = self.world.lock();
+        let error = self.error("EVTCHNOP_send", self.dom, port, Errno::EINVAL);
+        if self.world.faults.hit(Call::Notify) {
+            return Err(error);
+        }
+        match self.owned(&mut state, port).map(|channel| channel.state) {
+            None => Err(error),
+            // Nobody is there: the event is dropped.
+            Some(ChannelState::Unbound { .. }) => Ok(()),
+            Some(ChannelState::Interdomain { remote, port }) => {
+                state.set_pending(remote, port);
+                Ok(())
+            }
+        }
+    }
+
+    fn next_pending(&self) -> Result<Option<Port>> {
+        let mut state = self.world.lock();
+        let Some(domain) = state.domains.get_mut(&self.dom.0) else {
+            return Ok(None);
+        };
+        let first = domain
+            .channels
+            .iter_mut()
+            .filter(|(_, channel)| self.fires(channel))
+            .min_by_key(|(_, channel)| channel.pending);
+        Ok(first.map(|(&port, channel)| {
+            channel.pending = None;
+            channel.masked = true;
+            Port(port)
+        }))
+    }
+
+    fn unmask(&self, port: Port) -> Result<()> {
+        let mut state = self.world.lock();
+        match self.owned(&mut state, port) {
+            Some(channel) => {
+                channel.masked = false;
+                Ok(())
+            }
+            None => Err(self.error("EVTCHNOP_unmask", self.dom, port, Errno::EINVAL)),
+        }
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        let mut state = self.world.lock();
+        let Some(domain) = state.domains.get_mut(&self.dom.0) else {
+            return;
+        };
+        let mut close = Vec::new();
+        for (&port, channel) in &mut domain.channels {
+            if channel.owner != Some(self.owner) {
+                continue;
+            }
+            if channel.boot {
+                // A guest's kernel never closes these; the toolstack's domain destruction does.
+                channel.owner = None;
+            } else {
+                close.push(Port(port));
+            }
+        }
+        for port in close {
+            state.close(self.dom, port);
+        }
+    }
+}
