@@ -1,0 +1,473 @@
+//! The backend's side of the xenbus handshake, for all devices of one class.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use xen_hal::{Error, Result, Store, StoreError, StoreExt, XenbusState};
+use xen_sys::{DomId, Errno};
+
+use crate::{DeviceId, Node, Site};
+
+/// What a class of devices does at each step of the handshake.
+pub trait Driver {
+    /// The class as it stands in the store, such as `"vbd"`.
+    const CLASS: &'static str;
+    /// What exists from state 2 on: an open disk, a TAP device.
+    type Device;
+    /// What exists in state 4. Dropping it stops its thread, unmaps its rings and closes its port.
+    type Connection;
+
+    /// Reads the toolstack's nodes and gets the device ready; also says what to publish with state 2.
+    fn open(&mut self, site: &Site<'_>) -> Result<(Self::Device, Vec<Node>)>;
+
+    /// Reads the front end's nodes, maps its rings and starts serving; also says what to publish with
+    /// state 4. `None` if something else has to happen first; called again when a node changes.
+    fn connect(
+        &mut self,
+        site: &Site<'_>,
+        device: &mut Self::Device,
+    ) -> Result<Option<(Self::Connection, Vec<Node>)>>;
+
+    /// Why a connection stopped serving, if it did.
+    fn failure(&self, connection: &Self::Connection) -> Option<Error>;
+
+    /// Gets rid of the device: the guest has let go of it. Not called when the daemon merely exits.
+    fn close(&mut self, id: DeviceId, device: Self::Device);
+}
+
+/// All devices of one class.
+pub struct Bus<D: Driver> {
+    driver: D,
+    root: String,
+    error_root: String,
+    devices: BTreeMap<Key, Entry<D>>,
+    dirty: BTreeSet<Key>,
+    rescan: bool,
+    log: Box<dyn Fn(&str)>,
+}
+
+/// A device's name in an order that makes runs repeat.
+type Key = (u16, u32);
+
+struct Entry<D: Driver> {
+    front: String,
+    watched: bool,
+    device: Option<D::Device>,
+    connection: Option<D::Connection>,
+    /// It failed, and the front end has not let go since: not tried again before it does.
+    failed: bool,
+}
+
+/// Most store events taken before the devices they name are looked at (XSA-349: a flood costs one look).
+const EVENTS_PER_STEP: usize = 1024;
+
+const BACK_TOKEN: &str = "back";
+
+impl<D: Driver> Bus<D> {
+    /// A bus whose devices live below `own`'s `backend/CLASS`. `log` takes one line at a time.
+    pub fn new(driver: D, own: DomId, log: impl Fn(&str) + 'static) -> Self {
+        Bus {
+            driver,
+            root: format!("/local/domain/{own}/backend/{}", D::CLASS),
+            error_root: format!("/local/domain/{own}/error/backend/{}", D::CLASS),
+            devices: BTreeMap::new(),
+            dirty: BTreeSet::new(),
+            rescan: false,
+            log: Box::new(log),
+        }
+    }
+
+    /// Sets the watch that tells of devices. Devices that exist already are found by the first step.
+    pub fn start(&mut self, store: &dyn Store) -> Result<(), StoreError> {
+        self.rescan = true;
+        store.watch(&self.root, BACK_TOKEN)
+    }
+
+    /// Takes store events and moves the devices they name; true if there may be more to do at once.
+    /// An error means that the store itself is lost: a device's own errors end that device only.
+    pub fn step(&mut self, store: &dyn Store) -> Result<bool, StoreError> {
+        let mut events = 0;
+        while events < EVENTS_PER_STEP
+            && let Some(event) = store.next_event()?
+        {
+            self.sort(&event.path, &event.token);
+            events += 1;
+        }
+        if std::mem::take(&mut self.rescan) {
+            self.scan(store)?;
+        }
+        for key in std::mem::take(&mut self.dirty) {
+            self.tend(store, key)?;
+        }
+        Ok(events > 0)
+    }
+
+    /// Ends devices whose connection reports a failure.
+    pub fn check(&mut self, store: &dyn Store) -> Result<(), StoreError> {
+        let failures: Vec<(Key, Error)> = self
+            .devices
+            .iter()
+            .filter_map(|(&key, entry)| {
+                let error = self.driver.failure(entry.connection.as_ref()?)?;
+                Some((key, error))
+            })
+            .collect();
+        for (key, error) in failures {
+            self.fail(store, key, &error)?;
+        }
+        Ok(())
+    }
+
+    /// The connections, for whoever steps them by hand.
+    pub fn connections_mut(&mut self) -> impl Iterator<Item = (DeviceId, &mut D::Connection)> {
+        self.devices
+            .iter_mut()
+            .filter_map(|(&key, entry)| Some((id(key), entry.connection.as_mut()?)))
+    }
+
+    /// How many devices are known, and how many of them are connected.
+    pub fn counts(&self) -> (usize, usize) {
+        let connected = self
+            .devices
+            .values()
+            .filter(|entry| entry.connection.is_some());
+        (self.devices.len(), connected.count())
+    }
+
+    /// The driver.
+    pub fn driver(&self) -> &D {
+        &self.driver
+    }
+
+    fn sort(&mut self, path: &str, token: &str) {
+        if token != BACK_TOKEN {
+            // The token of a front end's watch is its device's name.
+            if let Some((id, "")) = DeviceId::parse(token) {
+                self.dirty.insert(key(id));
+            }
+            return;
+        }
+        let below = path.strip_prefix(self.root.as_str()).unwrap_or("");
+        match DeviceId::parse(below.trim_start_matches('/')) {
+            Some((id, "" | "state" | "online" | "frontend" | "params" | "hotplug-status")) => {
+                self.dirty.insert(key(id));
+            }
+            // What we publish ourselves, and what only scripts read.
+            Some(_) => {}
+            None => self.rescan = true,
+        }
+    }
+
+    fn scan(&mut self, store: &dyn Store) -> Result<(), StoreError> {
+        self.dirty.extend(self.devices.keys());
+        for dom in list(store, &self.root)? {
+            for index in list(store, &format!("{}/{dom}", self.root))? {
+                if let Some((id, "")) = DeviceId::parse(&format!("{dom}/{index}")) {
+                    self.dirty.insert(key(id));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Looks at one device and does what its two states ask for.
+    fn tend(&mut self, store: &dyn Store, key: Key) -> Result<(), StoreError> {
+        match self.advance(store, key) {
+            Ok(()) => Ok(()),
+            Err(Error::Store(error)) if is_lost(&error) => Err(error),
+            Err(error) => self.fail(store, key, &error),
+        }
+    }
+
+    fn advance(&mut self, store: &dyn Store, key: Key) -> Result<()> {
+        use XenbusState::*;
+        let back = self.back(key);
+        let Some(own) = store.read_optional(None, &format!("{back}/state"))? else {
+            return self.forget(store, key);
+        };
+        let own = XenbusState::parse(&own);
+        let front = store.read_optional(None, &format!("{back}/frontend"))?;
+        let Some(front) = front
+            .and_then(|path| String::from_utf8(path).ok())
+            .filter(|path| path.starts_with('/'))
+        else {
+            return Ok(());
+        };
+        let online = store
+            .read_optional(None, &format!("{back}/online"))?
+            .is_some_and(|value| value != b"0");
+        self.follow(store, key, &front)?;
+        let peer = store
+            .read_optional(None, &format!("{front}/state"))?
+            .map_or(Unknown, |value| XenbusState::parse(&value));
+
+        let site = Site {
+            store,
+            id: id(key),
+            back: &back,
+            front: &front,
+            state: own,
+        };
+        let failed = self.devices.get(&key).is_some_and(|entry| entry.failed);
+        let leaving = matches!(own, Closing | Closed);
+        match peer {
+            // No front end yet, or none any more.
+            Unknown if own == Initialising => Ok(()),
+            Unknown | Closed => {
+                self.release(key);
+                self.switch(store, key, own, Closed, &[])
+            }
+            Closing => {
+                self.disconnect(key);
+                let next = if own == Closed { Closed } else { Closing };
+                self.switch(store, key, own, next, &[])
+            }
+            // The toolstack takes the device away and no front end uses it.
+            Initialising | InitWait if leaving && !online => {
+                self.release(key);
+                self.switch(store, key, own, Closed, &[])
+            }
+            _ if failed => Ok(()),
+            Initialising => {
+                // A front end that starts over: nothing of the old connection is of use.
+                self.disconnect(key);
+                let nodes = self.open(&site)?;
+                self.switch(store, key, own, InitWait, &nodes)
+            }
+            Initialised | Connected if !leaving || (own == Closed && online) => {
+                self.connect(&site, key)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens the device if that is still to be done; what is to be published.
+    fn open(&mut self, site: &Site<'_>) -> Result<Vec<Node>> {
+        let entry = self
+            .devices
+            .get_mut(&key(site.id))
+            .expect("followed before it is opened");
+        if entry.device.is_some() {
+            return Ok(Vec::new());
+        }
+        let (device, nodes) = self.driver.open(site)?;
+        entry.device = Some(device);
+        self.say(site.id, "open");
+        Ok(nodes)
+    }
+
+    fn connect(&mut self, site: &Site<'_>, key: Key) -> Result<()> {
+        let mut nodes = self.open(site)?;
+        let entry = self
+            .devices
+            .get_mut(&key)
+            .expect("followed before it is opened");
+        if entry.connection.is_none() {
+            let device = entry.device.as_mut().expect("opened above");
+            match self.driver.connect(site, device)? {
+                None => {
+                    // Whoever has to act first may wait for our features.
+                    return if site.state == XenbusState::Initialising {
+                        self.switch(site.store, key, site.state, XenbusState::InitWait, &nodes)
+                    } else {
+                        Ok(())
+                    };
+                }
+                Some((connection, more)) => {
+                    entry.connection = Some(connection);
+                    nodes.extend(more);
+                }
+            }
+            let how = if site.state == XenbusState::Connected {
+                "connected again to a running guest"
+            } else {
+                "connected"
+            };
+            self.say(site.id, how);
+        }
+        self.switch(site.store, key, site.state, XenbusState::Connected, &nodes)
+    }
+
+    /// Publishes nodes and the new state in one transaction, unless the directory has gone meanwhile
+    /// (writing would bring it back to life).
+    fn switch(
+        &self,
+        store: &dyn Store,
+        key: Key,
+        old: XenbusState,
+        new: XenbusState,
+        nodes: &[Node],
+    ) -> Result<()> {
+        if old == new && nodes.is_empty() {
+            return Ok(());
+        }
+        let back = self.back(key);
+        let state = format!("{back}/state");
+        store.transaction(|store, tx| {
+            if store.read_optional(Some(tx), &state)?.is_none() {
+                return Ok(());
+            }
+            for (name, value) in nodes {
+                store.write(Some(tx), &format!("{back}/{name}"), value.as_bytes())?;
+            }
+            if old != new {
+                store.write_display(Some(tx), &state, &new)?;
+            }
+            Ok::<(), Error>(())
+        })
+    }
+
+    /// Ends a device that failed: says so where xenbus drivers do, and asks the front end to let go.
+    fn fail(&mut self, store: &dyn Store, key: Key, error: &Error) -> Result<(), StoreError> {
+        self.say(id(key), &format!("failed: {error}"));
+        self.disconnect(key);
+        if let Some(entry) = self.devices.get_mut(&key) {
+            entry.failed = true;
+        }
+        let result = self.report(store, key, error);
+        match result {
+            Err(Error::Store(error)) if is_lost(&error) => Err(error),
+            Err(error) => {
+                self.say(id(key), &format!("cannot report it: {error}"));
+                Ok(())
+            }
+            Ok(()) => Ok(()),
+        }
+    }
+
+    fn report(&self, store: &dyn Store, key: Key, error: &Error) -> Result<()> {
+        let state = format!("{}/state", self.back(key));
+        let Some(own) = store.read_optional(None, &state)? else {
+            return Ok(());
+        };
+        let text = format!("{} {error}", errno(error).0);
+        store.write(
+            None,
+            &format!("{}/{}/error", self.error_root, id(key)),
+            text.as_bytes(),
+        )?;
+        let own = XenbusState::parse(&own);
+        if own == XenbusState::Closed {
+            return Ok(());
+        }
+        self.switch(store, key, own, XenbusState::Closing, &[])
+    }
+
+    /// Watches the front end's state.
+    fn follow(&mut self, store: &dyn Store, key: Key, front: &str) -> Result<(), StoreError> {
+        let entry = self.devices.entry(key).or_insert_with(|| Entry {
+            front: String::new(),
+            watched: false,
+            device: None,
+            connection: None,
+            failed: false,
+        });
+        if entry.watched && entry.front == front {
+            return Ok(());
+        }
+        let token = id(key).to_string();
+        if std::mem::take(&mut entry.watched) {
+            store.unwatch(&format!("{}/state", entry.front), &token)?;
+        }
+        entry.front = front.to_string();
+        store.watch(&format!("{front}/state"), &token)?;
+        entry.watched = true;
+        Ok(())
+    }
+
+    fn disconnect(&mut self, key: Key) {
+        let connection = self
+            .devices
+            .get_mut(&key)
+            .and_then(|entry| entry.connection.take());
+        if connection.is_some() {
+            drop(connection);
+            self.say(id(key), "disconnected");
+        }
+    }
+
+    /// The front end has let go: nothing of the device is kept, and an old failure is forgiven.
+    fn release(&mut self, key: Key) {
+        self.disconnect(key);
+        let Some(entry) = self.devices.get_mut(&key) else {
+            return;
+        };
+        entry.failed = false;
+        if let Some(device) = entry.device.take() {
+            self.driver.close(id(key), device);
+            self.say(id(key), "closed");
+        }
+    }
+
+    /// The backend's directory has gone.
+    fn forget(&mut self, store: &dyn Store, key: Key) -> Result<()> {
+        self.release(key);
+        let Some(entry) = self.devices.remove(&key) else {
+            return Ok(());
+        };
+        if entry.watched {
+            let path = format!("{}/state", entry.front);
+            match store.unwatch(&path, &id(key).to_string()) {
+                // The store dropped the watch together with the node's domain.
+                Err(error) if error.errno == Errno::ENOENT => {}
+                other => other?,
+            }
+        }
+        store.rm_if_present(None, &format!("{}/{}", self.error_root, id(key)))?;
+        self.say(id(key), "forgotten");
+        Ok(())
+    }
+
+    fn back(&self, key: Key) -> String {
+        format!("{}/{}", self.root, id(key))
+    }
+
+    fn say(&self, id: DeviceId, what: &str) {
+        (self.log)(&format!("{}/{id}: {what}", D::CLASS));
+    }
+}
+
+fn key(id: DeviceId) -> Key {
+    (id.dom.0, id.index)
+}
+
+fn id((dom, index): Key) -> DeviceId {
+    DeviceId {
+        dom: DomId(dom),
+        index,
+    }
+}
+
+fn list(store: &dyn Store, path: &str) -> Result<Vec<String>, StoreError> {
+    match store.list(None, path) {
+        Err(error) if error.errno == Errno::ENOENT => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+/// Whether an error speaks of the connection to the store rather than of one request.
+fn is_lost(error: &StoreError) -> bool {
+    const OF_A_REQUEST: [Errno; 10] = [
+        Errno::ENOENT,
+        Errno::EACCES,
+        Errno::EPERM,
+        Errno::EINVAL,
+        Errno::EEXIST,
+        Errno::EAGAIN,
+        Errno::EBUSY,
+        Errno::ENOSPC,
+        Errno::E2BIG,
+        Errno::ENOTDIR,
+    ];
+    !OF_A_REQUEST.contains(&error.errno)
+}
+
+/// The number that goes in front of a message in an `error` node.
+fn errno(error: &Error) -> Errno {
+    match error {
+        Error::Event { errno, .. }
+        | Error::Hypercall { errno, .. }
+        | Error::System { errno, .. } => *errno,
+        Error::Store(error) => error.errno,
+        _ => Errno::EINVAL,
+    }
+}

@@ -1,0 +1,245 @@
+//! What makes a program a daemon: arguments, log, forking, signals, and whether the kernel's own backend
+//! is in the way.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Arguments that every daemon takes.
+#[derive(clap::Args, Clone, Debug)]
+pub struct Common {
+    /// Go to the background; the command returns once the daemon is ready
+    #[arg(long)]
+    pub daemon: bool,
+    /// Write the process number to this file, and remove it at the end
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Append messages to this file instead of the standard error
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+}
+
+/// Why a daemon could not go on, for its user.
+pub type Failure = Box<dyn std::error::Error>;
+
+/// Runs `body` as the arguments ask; it calls [`Ready::announce`] when it serves. The exit code is for
+/// `main` to return.
+pub fn run(
+    name: &str,
+    common: &Common,
+    body: impl FnOnce(Ready) -> Result<(), Failure>,
+) -> ExitCode {
+    match try_run(name, common, body) {
+        Ok(code) => code,
+        Err(error) => {
+            log(&format!("{name}: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn try_run(
+    name: &str,
+    common: &Common,
+    body: impl FnOnce(Ready) -> Result<(), Failure>,
+) -> Result<ExitCode, Failure> {
+    // Opened before forking, so that what is wrong with it is still seen.
+    let log_file = common.log_file.as_deref().map(open_log).transpose()?;
+    let mut parent = None;
+    if common.daemon {
+        match fork()? {
+            Fork::Parent(pipe) => return Ok(wait_for_child(name, common, pipe)),
+            Fork::Child(pipe) => parent = Some(pipe),
+        }
+        rustix::process::setsid().map_err(|error| format!("cannot start a session: {error}"))?;
+        let null = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/null")?;
+        rustix::stdio::dup2_stdin(&null)?;
+        rustix::stdio::dup2_stdout(&null)?;
+        if log_file.is_none() {
+            rustix::stdio::dup2_stderr(&null)?;
+        }
+    }
+    if let Some(file) = &log_file {
+        rustix::stdio::dup2_stderr(file)?;
+    }
+    let mut ready = Ready {
+        parent,
+        pid_file: common.pid_file.clone(),
+        pid_written: false,
+    };
+    ready.write_pid()?;
+    let mut parent = ready
+        .parent
+        .as_ref()
+        .map(|pipe| pipe.try_clone())
+        .transpose()?;
+    body(ready)
+        .map(|()| ExitCode::SUCCESS)
+        .inspect_err(|error| {
+            if let Some(pipe) = &mut parent {
+                let _ = write!(pipe, "{error}");
+            }
+        })
+}
+
+/// What is still to be done when a daemon becomes ready and when it ends.
+#[derive(Debug)]
+pub struct Ready {
+    parent: Option<File>,
+    pid_file: Option<PathBuf>,
+    pid_written: bool,
+}
+
+impl Ready {
+    /// Tells whoever started the daemon that it serves.
+    pub fn announce(&mut self) {
+        if let Some(mut pipe) = self.parent.take() {
+            // Whoever started it may have gone meanwhile.
+            let _ = pipe.write_all(&[READY]);
+        }
+    }
+
+    fn write_pid(&mut self) -> Result<(), Failure> {
+        if let Some(path) = &self.pid_file {
+            fs::write(path, format!("{}\n", std::process::id())).map_err(|error| {
+                format!("cannot write the pid file {}: {error}", path.display())
+            })?;
+            self.pid_written = true;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        if let (true, Some(path)) = (self.pid_written, &self.pid_file) {
+            // It may be gone; nobody is left to tell.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// The byte that says "ready"; no error message begins with it.
+const READY: u8 = 0;
+
+enum Fork {
+    Parent(File),
+    Child(File),
+}
+
+fn fork() -> Result<Fork, Failure> {
+    let (read, write) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
+    #[allow(unsafe_code)]
+    // SAFETY: no thread has been started yet, so the child may do everything the parent may.
+    let pid = unsafe { libc::fork() };
+    match pid {
+        -1 => Err(format!("cannot fork: {}", io::Error::last_os_error()).into()),
+        0 => Ok(Fork::Child(write.into())),
+        _ => Ok(Fork::Parent(read.into())),
+    }
+}
+
+fn wait_for_child(name: &str, common: &Common, mut pipe: File) -> ExitCode {
+    // The daemon keeps its end open while it runs: the first byte decides.
+    let mut answer = vec![READY];
+    let first = pipe.read(&mut answer);
+    if matches!(first, Ok(1)) && answer == [READY] {
+        return ExitCode::SUCCESS;
+    }
+    let rest = pipe.read_to_end(&mut answer);
+    match (first, rest) {
+        (Ok(1), Ok(_)) => eprintln!("{name}: {}", String::from_utf8_lossy(&answer)),
+        _ => eprintln!("{name}: the daemon ended before it was ready"),
+    }
+    if let Some(path) = &common.log_file {
+        eprintln!("{name}: its log is {}", path.display());
+    }
+    ExitCode::FAILURE
+}
+
+fn open_log(path: &Path) -> Result<File, Failure> {
+    let file = OpenOptions::new().append(true).create(true).open(path);
+    file.map_err(|error| format!("cannot open the log file {}: {error}", path.display()).into())
+}
+
+/// Writes one line to the log, with the time.
+pub fn log(line: &str) {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    let (day_s, ms) = (now.as_secs() % 86_400, now.subsec_millis());
+    let (h, m, s) = (day_s / 3600, day_s / 60 % 60, day_s % 60);
+    eprintln!("{h:02}:{m:02}:{s:02}.{ms:03} {line}");
+}
+
+/// SIGTERM, SIGINT and SIGHUP as a descriptor that becomes readable.
+#[derive(Debug)]
+pub struct Signals(OwnedFd);
+
+impl Signals {
+    /// Takes the signals over; to be called before any thread is started.
+    pub fn take() -> io::Result<Signals> {
+        #[allow(unsafe_code)]
+        // SAFETY: `set` is initialised by sigemptyset before its first use; the new descriptor is
+        // owned by nobody else.
+        unsafe {
+            let mut set = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+            libc::sigemptyset(set.as_mut_ptr());
+            for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGHUP] {
+                libc::sigaddset(set.as_mut_ptr(), signal);
+            }
+            if libc::sigprocmask(libc::SIG_BLOCK, set.as_ptr(), std::ptr::null_mut()) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            match libc::signalfd(-1, set.as_ptr(), libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+                -1 => Err(io::Error::last_os_error()),
+                fd => Ok(Signals(OwnedFd::from_raw_fd(fd))),
+            }
+        }
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// An error that names the remedy if the kernel's own backend `module` is loaded: it would take the same
+/// devices.
+pub fn refuse_if_loaded(module: &str) -> Result<(), Failure> {
+    check_module(Path::new("/sys/module"), module)
+}
+
+fn check_module(sysfs: &Path, module: &str) -> Result<(), Failure> {
+    if !sysfs.join(module).exists() {
+        return Ok(());
+    }
+    Err(format!(
+        "the kernel module {module} is loaded and serves the same devices; unload it \
+         (modprobe -r {dashed}) and keep it away (echo blacklist {dashed} > /etc/modprobe.d/xlrs.conf)",
+        dashed = module.replace('_', "-")
+    )
+    .into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_loaded_module_is_refused_with_the_remedy() {
+        let sysfs = std::env::temp_dir().join(format!("xen-backend-{}", std::process::id()));
+        fs::create_dir_all(sysfs.join("xen_blkback")).unwrap();
+        let error = check_module(&sysfs, "xen_blkback").unwrap_err().to_string();
+        assert!(error.contains("modprobe -r xen-blkback"), "{error}");
+        check_module(&sysfs, "xen_netback").unwrap();
+        fs::remove_dir_all(&sysfs).unwrap();
+    }
+}

@@ -1,0 +1,15 @@
+//! What the block and the network backend share: the xenbus handshake, worker threads, daemon plumbing.
+//!
+//! Invariant: the handshake ([`Bus`]) does no I/O but through [`xen_hal::Store`] and the [`Driver`].
+//! Invariant: whatever one device or its guest does wrong ends that device only.
+//! Invariant: `unsafe` stands in `daemon.rs` alone (fork and signals).
+#![deny(unsafe_code)]
+
+mod bus;
+pub mod daemon;
+mod site;
+mod worker;
+
+pub use bus::{Bus, Driver};
+pub use site::{DeviceId, Node, Site};
+pub use worker::{Stop, Wake, Worker};
