@@ -1,6 +1,125 @@
 //! The one door to the project: `cargo xtask lab|demo|test|bench`.
+//!
+//! Invariant: stdout belongs to the command in dom0 or to the result; all else goes to stderr.
+//! Invariant: nothing is installed in or written to the host outside the lab folder and target/,
+//! save missing host tools when run as root.
+#![forbid(unsafe_code)]
+#![allow(dead_code)] // until demo, test and bench use the rest
 
-fn main() {
-    eprintln!("xtask: no command yet");
-    std::process::exit(2);
+mod apt;
+mod builds;
+mod channel;
+mod cpio;
+mod elf;
+mod error;
+mod host;
+mod image;
+mod kmod;
+mod lab;
+mod packages;
+mod paths;
+mod qemu;
+mod qmp;
+mod services;
+mod snapshot;
+mod terminal;
+mod ui;
+
+use std::collections::BTreeSet;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+use lab_agent::message::Command;
+
+use error::Result;
+use lab::{Lab, Prepared};
+use packages::XenVersion;
+use services::Part;
+
+/// xlrs: real Xen under QEMU, and everything that runs in it.
+#[derive(Parser)]
+#[command(name = "cargo xtask", max_term_width = 100)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// A dom0 on real Xen: an interactive shell, or one command.
+    ///
+    /// With CMD: runs it in dom0; its output and exit status are ours. One word goes to `sh -c`,
+    /// several are run as they stand. Without CMD: a shell; Ctrl-] leaves.
+    ///
+    /// In dom0: /lab/bin our programs, /lab/guests our guest images, /lab/debian a Debian kernel and
+    /// RAM disk for a PV guest, /lab/tmp scratch shared with the host, /lab/logs logs, /dev/vda an
+    /// empty scratch disk of 2 GiB. Packages, images and snapshots lie in $XLRS_LAB_DIR (default:
+    /// target/lab); delete the folder to begin anew.
+    Lab(LabArgs),
+}
+
+#[derive(Args)]
+struct LabArgs {
+    /// The Xen release.
+    #[arg(long, value_enum, default_value = "4.17")]
+    xen: XenVersion,
+    /// Stock parts that take the place of ours.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    stock: Vec<Part>,
+    /// Start the host daemons first: ours, and the stock ones named by --stock.
+    #[arg(long)]
+    up: bool,
+    /// Keep the run's folder (console, logs, shared files) and say where it is.
+    #[arg(long)]
+    keep: bool,
+    /// Tell what is done, with times, and the packages used.
+    #[arg(long, short)]
+    verbose: bool,
+    /// Memory of the whole machine in MiB; dom0 has 768 of it.
+    #[arg(long, default_value_t = 2048, value_parser = clap::value_parser!(u32).range(1024..=65536))]
+    mem: u32,
+    /// Ask Debian's index again for newer packages.
+    #[arg(long)]
+    refresh: bool,
+    /// Do not build our programs and guests: a bare dom0.
+    #[arg(long)]
+    no_build: bool,
+    /// What to run in dom0.
+    #[arg(last = true)]
+    command: Vec<String>,
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let result = match cli.verb {
+        Verb::Lab(args) => run_lab(args),
+    };
+    match result {
+        Ok(status) => ExitCode::from(status.clamp(0, 255) as u8),
+        Err(e) => {
+            eprintln!("xtask: {e}");
+            // Not a status that commands use, so that "the lab broke" can be told apart.
+            ExitCode::from(99)
+        }
+    }
+}
+
+fn run_lab(args: LabArgs) -> Result<i32> {
+    ui::init(args.verbose);
+    let prepared = Prepared::new(&[args.xen], args.refresh, !args.no_build, args.keep)?;
+    let lab = Lab::start(&prepared, args.xen, args.mem)?;
+    if args.up {
+        let stock: BTreeSet<Part> = args.stock.iter().copied().collect();
+        services::up(&lab, &stock)?;
+    }
+    let argv = match args.command.as_slice() {
+        [] => vec!["bash".into(), "-l".into()],
+        [script] => vec!["sh".into(), "-c".into(), script.clone()],
+        several => several.to_vec(),
+    };
+    let command = Command {
+        argv,
+        ..Command::default()
+    };
+    terminal::run(&lab, command)
 }

@@ -1,0 +1,121 @@
+//! The lab's agent: runs in dom0 and executes what the host asks for over a virtio-serial port.
+//!
+//! `lab-agent serve` is the loop; `lab-agent seed` gives the kernel its first entropy at boot.
+
+mod commands;
+mod entropy;
+mod port;
+
+use std::collections::HashMap;
+use std::io::Read;
+use std::sync::Arc;
+use std::time::Duration;
+
+use lab_agent::frame::Decoder;
+use lab_agent::message::Message;
+
+use commands::Running;
+use port::Sender;
+
+fn main() {
+    let verb = std::env::args().nth(1).unwrap_or_default();
+    let result = match verb.as_str() {
+        "serve" => serve(),
+        "seed" => entropy::seed_at_boot(),
+        _ => {
+            eprintln!("usage: lab-agent serve|seed");
+            std::process::exit(2);
+        }
+    };
+    if let Err(e) = result {
+        eprintln!("lab-agent {verb}: {e}");
+        std::process::exit(1);
+    }
+}
+
+/// Takes messages from the port for ever.
+fn serve() -> std::io::Result<()> {
+    let (mut input, sender) = port::open(Duration::from_secs(20))?;
+    let sender = Arc::new(sender);
+    let mut running: HashMap<u32, Running> = HashMap::new();
+    let mut decoder = Decoder::new();
+    let mut buf = vec![0u8; 64 * 1024];
+    loop {
+        match input.read(&mut buf) {
+            // Nobody is connected at the host's end.
+            Ok(0) => std::thread::sleep(Duration::from_millis(5)),
+            Ok(n) => decoder.push(&buf[..n]),
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+        while let Some(frame) = decoder.next_frame() {
+            if let Some(message) = Message::from_frame(frame) {
+                take(message, &mut running, &sender);
+            }
+        }
+    }
+}
+
+fn take(message: Message, running: &mut HashMap<u32, Running>, sender: &Arc<Sender>) {
+    match message {
+        Message::Hello {
+            nonce,
+            unix_ns,
+            seed,
+        } => {
+            if unix_ns != 0 {
+                set_clock(unix_ns);
+            }
+            if let Err(e) = entropy::add(&seed) {
+                eprintln!("lab-agent: adding entropy: {e}");
+            }
+            running.clear();
+            sender.send(&Message::HelloAck { nonce });
+        }
+        Message::Spawn { id, command } => match Running::start(id, &command, sender) {
+            Ok(started) => {
+                running.insert(id, started);
+            }
+            Err(e) => {
+                let name = command.argv.first().map_or("", String::as_str);
+                sender.send(&Message::Failed {
+                    id,
+                    reason: format!("cannot run {name:?} in dom0: {e}"),
+                });
+            }
+        },
+        Message::Stdin { id, data } => {
+            if let Some(r) = running.get(&id) {
+                r.stdin(data);
+            }
+        }
+        Message::StdinEof { id } => {
+            if let Some(r) = running.get_mut(&id) {
+                r.stdin_eof();
+            }
+        }
+        Message::Resize { id, rows, cols } => {
+            if let Some(r) = running.get(&id) {
+                r.resize(rows, cols);
+            }
+        }
+        Message::Signal { id, signal } => {
+            if let Some(r) = running.get(&id) {
+                r.signal(signal);
+            }
+        }
+        // What only the agent itself says.
+        _ => {}
+    }
+    running.retain(|_, r| !r.ended());
+}
+
+fn set_clock(unix_ns: u64) {
+    let time = rustix::time::Timespec {
+        tv_sec: (unix_ns / 1_000_000_000) as i64,
+        tv_nsec: (unix_ns % 1_000_000_000) as i64,
+    };
+    if let Err(e) = rustix::time::clock_settime(rustix::time::ClockId::Realtime, time) {
+        eprintln!("lab-agent: setting the clock: {e}");
+    }
+}

@@ -1,0 +1,295 @@
+//! A lab: real Xen and dom0 running in QEMU, with our programs in it, ready for commands.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use lab_agent::message::Command;
+
+use crate::builds::{self, Built};
+use crate::channel::{Channel, Event, Running};
+use crate::error::{Context, Result, fail};
+use crate::image::{self, Image};
+use crate::packages::{self, XenVersion};
+use crate::paths::{self, Lock, make_dir};
+use crate::qemu::Qemu;
+use crate::snapshot;
+use crate::ui;
+
+/// What all labs of one `cargo xtask` need, got ready once.
+pub struct Prepared {
+    /// The lab folder.
+    pub lab: PathBuf,
+    images: BTreeMap<XenVersion, Image>,
+    /// Our programs and guests.
+    pub built: Built,
+    /// Keep the folders of runs.
+    pub keep: bool,
+}
+
+/// A running lab. Dropped: QEMU is killed, and its folder removed unless it is to be kept.
+pub struct Lab {
+    channel: Channel,
+    qemu: Qemu,
+    dir: PathBuf,
+    keep: bool,
+    _lock: Lock,
+}
+
+/// How a command ended, and what it wrote.
+pub struct Output {
+    /// Exit status; 128 + signal if one ended it.
+    pub status: i32,
+    /// Its stdout.
+    pub stdout: String,
+    /// Its stderr.
+    pub stderr: String,
+}
+
+impl Prepared {
+    /// Host tools, packages, images for `versions`, and (unless `build` is off) our programs.
+    pub fn new(
+        versions: &[XenVersion],
+        refresh: bool,
+        build: bool,
+        keep: bool,
+    ) -> Result<Prepared> {
+        crate::host::require_tools()?;
+        let lab = paths::lab_dir()?;
+        let agent = builds::agent(&lab)?;
+        let base = packages::base(&lab, refresh)?;
+        let mut images = BTreeMap::new();
+        for version in versions {
+            let xen = packages::xen(&lab, *version, refresh)?;
+            let image = image::obtain(&lab, *version, &base, &xen, &agent)?;
+            images.insert(*version, image);
+        }
+        let built = if build {
+            builds::all()?
+        } else {
+            Built::default()
+        };
+        for name in &built.absent {
+            ui::detail(format!(
+                "no crate has the program {name} yet: /lab/bin goes without it"
+            ));
+        }
+        sweep(&lab);
+        Ok(Prepared {
+            lab,
+            images,
+            built,
+            keep,
+        })
+    }
+
+    /// The image of one Xen release.
+    pub fn image(&self, version: XenVersion) -> Result<&Image> {
+        match self.images.get(&version) {
+            Some(image) => Ok(image),
+            None => fail(format!("no image for Xen {} was prepared", version.name())),
+        }
+    }
+}
+
+impl Lab {
+    /// Starts Xen and dom0 and brings our programs in.
+    pub fn start(prepared: &Prepared, version: XenVersion, memory_mib: u32) -> Result<Lab> {
+        let (dir, lock) = run_folder(&prepared.lab)?;
+        snapshot::furnish(&dir)?;
+        let image = prepared.image(version)?;
+        fill_share(&dir.join("share"), prepared, image)?;
+        let begun = Instant::now();
+        let started = snapshot::start(&prepared.lab, image, version, memory_mib, &dir)?;
+        let lab = Lab {
+            channel: started.channel,
+            qemu: started.qemu,
+            dir,
+            keep: prepared.keep,
+            _lock: lock,
+        };
+        let out = lab.output(&["/usr/lib/lab/attach"], Duration::from_secs(30))?;
+        if out.status != 0 {
+            return fail(format!(
+                "bringing /lab into dom0: status {}\n{}",
+                out.status, out.stderr
+            ));
+        }
+        ui::detail(format!(
+            "Xen {} with dom0 is there after {:.2} s: {}; run folder {}",
+            version.name(),
+            begun.elapsed().as_secs_f64(),
+            started.how,
+            lab.dir.display()
+        ));
+        Ok(lab)
+    }
+
+    /// Where logs of dom0's daemons appear on the host.
+    pub fn logs(&self) -> PathBuf {
+        self.dir.join("rw/logs")
+    }
+
+    /// The folder of this run.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// /lab/tmp of dom0, on the host.
+    pub fn tmp(&self) -> PathBuf {
+        self.dir.join("rw/tmp")
+    }
+
+    /// Keeps the run's folder after the end.
+    pub fn keep(&mut self) {
+        self.keep = true;
+    }
+
+    /// Starts a command.
+    pub fn spawn(&self, command: Command) -> Result<Running> {
+        self.channel.spawn(command)
+    }
+
+    /// Runs a command to its end and collects what it writes.
+    pub fn output(&self, argv: &[&str], limit: Duration) -> Result<Output> {
+        let (mut out, mut err) = (Vec::new(), Vec::new());
+        let command = Command {
+            argv: argv.iter().map(|s| s.to_string()).collect(),
+            ..Command::default()
+        };
+        let status = self.follow(command, limit, |is_stderr, data| {
+            if is_stderr { &mut err } else { &mut out }.extend_from_slice(data);
+        })?;
+        Ok(Output {
+            status,
+            stdout: String::from_utf8_lossy(&out).into_owned(),
+            stderr: String::from_utf8_lossy(&err).into_owned(),
+        })
+    }
+
+    /// Runs a shell script to its end; anything but status 0 is an error with its last words.
+    pub fn sh(&self, script: &str, limit: Duration) -> Result<String> {
+        let out = self.output(&["sh", "-c", script], limit)?;
+        if out.status != 0 {
+            return fail(format!(
+                "`{script}` in dom0 ended with {}\n{}",
+                out.status,
+                ui::tail(&(out.stdout + &out.stderr), 15)
+            ));
+        }
+        Ok(out.stdout)
+    }
+
+    /// Runs a command to its end, giving each piece of output (stderr?, bytes) to `sink`.
+    pub fn follow(
+        &self,
+        command: Command,
+        limit: Duration,
+        mut sink: impl FnMut(bool, &[u8]),
+    ) -> Result<i32> {
+        let name = command.argv.join(" ");
+        let running = self.channel.spawn(command)?;
+        running.stdin().close()?;
+        let deadline = Instant::now() + limit;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            match running.next(Some(left))? {
+                Some(Event::Stdout(data)) => sink(false, &data),
+                Some(Event::Stderr(data)) => sink(true, &data),
+                Some(Event::Exit(status)) => return Ok(status),
+                Some(Event::Failed(reason)) => return fail(reason),
+                None => {
+                    running.signal(9)?;
+                    return fail(format!("`{name}` in dom0 was not done after {limit:?}"));
+                }
+            }
+        }
+    }
+
+    /// What the console and QEMU said last.
+    pub fn words(&self) -> String {
+        self.qemu.words()
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        self.channel.close();
+        if self.keep {
+            ui::status(format!("kept: {}", self.dir.display()));
+            let _ = std::fs::remove_file(self.dir.join("state"));
+        } else {
+            let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// A new folder for a run, locked while the run lives.
+fn run_folder(lab: &Path) -> Result<(PathBuf, Lock)> {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let runs = lab.join("runs");
+    make_dir(&runs)?;
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    let name = format!("{}-{n}", std::process::id());
+    let lock = Lock::exclusive(&runs.join(format!("{name}.lock")))?;
+    let dir = runs.join(&name);
+    let _ = std::fs::remove_dir_all(&dir);
+    make_dir(&dir)?;
+    Ok((dir, lock))
+}
+
+/// How long the folder of a run that is over is kept: `--keep`, or a failure's logs.
+const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
+
+/// Removes what is left of runs that are over and old, and of killed ones.
+fn sweep(lab: &Path) {
+    let runs = lab.join("runs");
+    for entry in std::fs::read_dir(&runs).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.extension().is_none_or(|e| e != "lock") {
+            continue;
+        }
+        let Ok(Some(_lock)) = Lock::try_exclusive(&path) else {
+            continue;
+        };
+        let dir = path.with_extension("");
+        let age = entry.metadata().and_then(|m| m.modified()).ok();
+        let old = age
+            .and_then(|m| m.elapsed().ok())
+            .is_some_and(|a| a > KEPT_FOR);
+        if old || !dir.exists() {
+            let _ = std::fs::remove_dir_all(&dir);
+            let _ = std::fs::remove_file(&path);
+        } else {
+            let _ = std::fs::remove_file(dir.join("disk.img"));
+        }
+    }
+}
+
+fn fill_share(share: &Path, prepared: &Prepared, image: &Image) -> Result<()> {
+    for sub in ["bin", "guests", "debian", "tmp", "logs"] {
+        make_dir(&share.join(sub))?;
+    }
+    for (sub, files) in [
+        ("bin", &prepared.built.programs),
+        ("guests", &prepared.built.guests),
+    ] {
+        for (name, from) in files {
+            copy(from, &share.join(sub).join(name))?;
+        }
+    }
+    for (from, to) in [(&image.vmlinuz, "vmlinuz"), (&image.guest_initrd, "initrd")] {
+        let to = share.join("debian").join(to);
+        if std::fs::hard_link(from, &to).is_err() {
+            copy(from, &to)?;
+        }
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    std::fs::copy(from, to)
+        .map(|_| ())
+        .context(|| format!("copying {} to {}", from.display(), to.display()))
+}
