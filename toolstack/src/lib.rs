@@ -1,1 +1,9 @@
 //! The toolstack: configuration, builder, domains, devices, console daemon, supervisor.
+//!
+//! Invariant: reading a configuration and planning a guest opens nothing of Xen.
+//! Invariant: whatever a failed step has made is removed before its error is returned.
+//! Invariant: every wait has a bound and says who was late; no process is forked to create a guest.
+#![deny(unsafe_code)]
+
+pub mod config;
+pub mod uuid;

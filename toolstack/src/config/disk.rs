@@ -1,0 +1,373 @@
+//! One element of `disk=[…]` (xl-disk-configuration(5)).
+
+use std::path::PathBuf;
+
+use super::vdev::vdev_number;
+
+/// What an image file's content is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskFormat {
+    /// The disk's bytes as they are.
+    Raw,
+    /// Old QEMU copy-on-write.
+    Qcow,
+    /// QEMU copy-on-write 2.
+    Qcow2,
+    /// Microsoft virtual hard disk.
+    Vhd,
+    /// QEMU enhanced disk.
+    Qed,
+    /// No medium.
+    Empty,
+}
+
+impl DiskFormat {
+    /// The name in configuration files and in libxl's JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            DiskFormat::Raw => "raw",
+            DiskFormat::Qcow => "qcow",
+            DiskFormat::Qcow2 => "qcow2",
+            DiskFormat::Vhd => "vhd",
+            DiskFormat::Qed => "qed",
+            DiskFormat::Empty => "empty",
+        }
+    }
+
+    fn parse(text: &str) -> Option<DiskFormat> {
+        Some(match text {
+            "" | "raw" => DiskFormat::Raw,
+            "qcow" => DiskFormat::Qcow,
+            "qcow2" => DiskFormat::Qcow2,
+            "vhd" => DiskFormat::Vhd,
+            "qed" => DiskFormat::Qed,
+            "empty" => DiskFormat::Empty,
+            _ => return None,
+        })
+    }
+}
+
+/// A disk as the file describes it, its syntax checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// The image file or block device.
+    pub target: PathBuf,
+    /// What it holds.
+    pub format: DiskFormat,
+    /// The guest's name for it.
+    pub vdev: String,
+    /// The number of that name.
+    pub number: u32,
+    /// Whether the guest may write.
+    pub writable: bool,
+    /// A CD drive.
+    pub cdrom: bool,
+    /// Whether the guest may give blocks back; `None` leaves it to the backend.
+    pub discard: Option<bool>,
+    /// `backendtype=`, if given.
+    pub backend_type: Option<String>,
+    /// `script=`, if given.
+    pub script: Option<String>,
+    /// `backend=`, if given and not dom0.
+    pub backend: Option<String>,
+}
+
+/// What has been read of a disk so far.
+#[derive(Default)]
+struct Draft {
+    target: Option<String>,
+    format: Option<DiskFormat>,
+    vdev: Option<String>,
+    access: Option<bool>,
+    cdrom: bool,
+    discard: Option<bool>,
+    backend_type: Option<String>,
+    script: Option<String>,
+    backend: Option<String>,
+    old_prefix: bool,
+}
+
+impl DiskConfig {
+    /// Reads one element.
+    ///
+    /// # Errors
+    /// What is wrong, and what to do about it if that is known.
+    pub fn parse(text: &str) -> Result<DiskConfig, (String, Option<String>)> {
+        let mut draft = Draft::default();
+        let mut rest = text.trim();
+        while !rest.is_empty() {
+            if let Some(target) = rest.strip_prefix("target=") {
+                draft.target = Some(target.to_string());
+                break;
+            }
+            let (item, tail) = rest.split_once(',').unwrap_or((rest, ""));
+            draft.take(item.trim())?;
+            rest = tail.trim_start();
+        }
+        draft.finish()
+    }
+}
+
+type Complaint = (String, Option<String>);
+
+fn complain<T>(message: impl Into<String>) -> Result<T, Complaint> {
+    Err((message.into(), None))
+}
+
+impl Draft {
+    fn take(&mut self, item: &str) -> Result<(), Complaint> {
+        if let Some((key, value)) = item.split_once('=')
+            && !key.contains('/')
+        {
+            return self.keyed(key.trim(), value.trim());
+        }
+        match item {
+            "cdrom" => self.cdrom = true,
+            "discard" => self.discard = Some(true),
+            "no-discard" => self.discard = Some(false),
+            "direct-io-safe" | "trusted" | "untrusted" => {}
+            _ => return self.positional(item),
+        }
+        Ok(())
+    }
+
+    fn keyed(&mut self, key: &str, value: &str) -> Result<(), Complaint> {
+        match key {
+            "format" => self.set_format(value)?,
+            "vdev" => self.vdev = Some(value.to_string()),
+            "access" => self.set_access(value)?,
+            "backend" => {
+                self.backend = Some(value.to_string()).filter(|v| v != "0" && v != "Domain-0")
+            }
+            "backendtype" => {
+                if !["phy", "tap", "qdisk", "standalone"].contains(&value) {
+                    return complain(format!("unknown backendtype `{value}`"));
+                }
+                self.backend_type = Some(value.to_string());
+            }
+            "script" => self.script = Some(value.to_string()),
+            "devtype" => match value {
+                "cdrom" => self.cdrom = true,
+                "disk" => self.cdrom = false,
+                _ => return complain(format!("unknown devtype `{value}`")),
+            },
+            _ => {
+                let known = [
+                    "format",
+                    "vdev",
+                    "access",
+                    "backend",
+                    "backendtype",
+                    "script",
+                    "devtype",
+                    "target",
+                ];
+                let near = super::diag::nearest(key, known).map(|k| format!("did you mean `{k}`?"));
+                return Err((format!("unknown disk parameter `{key}`"), near));
+            }
+        }
+        Ok(())
+    }
+
+    /// Target, format, vdev, access, whichever is not yet there, in this order.
+    fn positional(&mut self, item: &str) -> Result<(), Complaint> {
+        if self.target.is_none() {
+            return self.set_target(item);
+        }
+        if self.format.is_none() && !self.old_prefix {
+            return self.set_format(item);
+        }
+        if self.vdev.is_none() {
+            let name = match item.split_once(':') {
+                Some((name, "cdrom")) => {
+                    self.cdrom = true;
+                    name
+                }
+                Some((name, "disk")) => name,
+                _ => item,
+            };
+            self.vdev = Some(name.to_string());
+            return Ok(());
+        }
+        if self.access.is_none() {
+            return self.set_access(item);
+        }
+        complain(format!("too many parameters at `{item}`"))
+    }
+
+    fn set_target(&mut self, mut item: &str) -> Result<(), Complaint> {
+        loop {
+            let formats = ["raw", "qcow", "qcow2", "vhd"];
+            let Some((prefix, rest)) = item.split_once(':') else {
+                break;
+            };
+            match prefix {
+                prefix if formats.contains(&prefix) => self.format = DiskFormat::parse(prefix),
+                "tapdisk" | "tap" | "tap2" | "aio" | "ioemu" | "file" | "phy" => {}
+                "iscsi" | "nbd" | "drbd" => self.script = Some(format!("block-{prefix}")),
+                _ => break,
+            }
+            self.old_prefix = true;
+            item = rest;
+        }
+        self.target = Some(item.to_string());
+        Ok(())
+    }
+
+    fn set_format(&mut self, value: &str) -> Result<(), Complaint> {
+        match DiskFormat::parse(value) {
+            Some(format) => {
+                self.format = Some(format);
+                Ok(())
+            }
+            None => Err((
+                format!("unknown disk format `{value}`"),
+                Some("known ones are raw, qcow, qcow2, vhd, qed and empty".into()),
+            )),
+        }
+    }
+
+    fn set_access(&mut self, value: &str) -> Result<(), Complaint> {
+        match value {
+            "r" | "ro" => self.access = Some(false),
+            "w" | "rw" => self.access = Some(true),
+            "w!" | "r!" => {
+                return Err((
+                    format!("access `{value}` is not supported any more"),
+                    Some("write w, or share the disk read-only with r".into()),
+                ));
+            }
+            _ => {
+                return Err((
+                    format!("unknown access `{value}`"),
+                    Some("write r or w".into()),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<DiskConfig, Complaint> {
+        let format = self.format.unwrap_or(DiskFormat::Raw);
+        let Some(vdev) = self.vdev.filter(|vdev| !vdev.is_empty()) else {
+            return Err((
+                "the disk has no virtual device name".into(),
+                Some("such as xvda: \"/path/to/image,raw,xvda,w\"".into()),
+            ));
+        };
+        let number = vdev_number(&vdev).map_err(|_| {
+            (
+                format!("`{vdev}` is not the name of a virtual disk"),
+                Some("such as xvda, xvdb, hda or sda1".into()),
+            )
+        })?;
+        let target = self.target.unwrap_or_default();
+        if target.is_empty() && format != DiskFormat::Empty {
+            return Err((
+                "the disk has no target".into(),
+                Some("name the image file or block device first: \"/path,raw,xvda,w\"".into()),
+            ));
+        }
+        Ok(DiskConfig {
+            target: target.into(),
+            format,
+            vdev,
+            number,
+            writable: self.access.unwrap_or(!self.cdrom),
+            cdrom: self.cdrom,
+            discard: self.discard,
+            backend_type: self.backend_type,
+            script: self.script,
+            backend: self.backend,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn both_forms_are_read() {
+        for (text, target, format, vdev, writable) in [
+            ("/a.img,raw,xvda,w", "/a.img", DiskFormat::Raw, "xvda", true),
+            ("/a.img,,xvdb,r", "/a.img", DiskFormat::Raw, "xvdb", false),
+            (
+                "phy:/dev/vg/a,xvda,w",
+                "/dev/vg/a",
+                DiskFormat::Raw,
+                "xvda",
+                true,
+            ),
+            (
+                "file:/a.img,xvda1,r",
+                "/a.img",
+                DiskFormat::Raw,
+                "xvda1",
+                false,
+            ),
+            (
+                "tap:qcow2:/a.q,xvda,w",
+                "/a.q",
+                DiskFormat::Qcow2,
+                "xvda",
+                true,
+            ),
+            (
+                "format=vhd, vdev=hda, access=rw, target=/a,b=c",
+                "/a,b=c",
+                DiskFormat::Vhd,
+                "hda",
+                true,
+            ),
+            ("vdev=xvda,target=/x", "/x", DiskFormat::Raw, "xvda", true),
+            ("/x,raw,hdc:cdrom,r", "/x", DiskFormat::Raw, "hdc", false),
+            ("/x,raw,hdc,cdrom", "/x", DiskFormat::Raw, "hdc", false),
+            (
+                "/dev/a=b,raw,xvda",
+                "/dev/a=b",
+                DiskFormat::Raw,
+                "xvda",
+                true,
+            ),
+        ] {
+            let disk = DiskConfig::parse(text).unwrap_or_else(|e| panic!("{text}: {e:?}"));
+            assert_eq!(disk.target, PathBuf::from(target), "{text}");
+            assert_eq!(
+                (disk.format, disk.vdev.as_str(), disk.writable),
+                (format, vdev, writable),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, part) in [
+            ("", "no virtual device"),
+            ("/a.img", "no virtual device"),
+            ("/a.img,raw,floppy,w", "`floppy` is not the name"),
+            ("/a.img,rav,xvda,w", "unknown disk format `rav`"),
+            ("/a.img,raw,xvda,w!", "not supported any more"),
+            ("/a.img,raw,xvda,x", "unknown access"),
+            ("/a.img,raw,xvda,w,more", "too many parameters"),
+            ("vdev=xvda", "no target"),
+            (
+                "formt=raw,vdev=xvda,target=/x",
+                "unknown disk parameter `formt`",
+            ),
+            ("backendtype=foo,vdev=xvda,target=/x", "unknown backendtype"),
+        ] {
+            let (message, _) = DiskConfig::parse(text).unwrap_err();
+            assert!(message.contains(part), "{text}: {message}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_never_panics(text in "([a-z]{1,4}|=|,|:|/|!| |target=|vdev=|xvda|raw)*") {
+            let _ = DiskConfig::parse(&text);
+        }
+    }
+}

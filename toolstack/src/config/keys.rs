@@ -1,0 +1,138 @@
+//! The keys of xl.cfg(5) and what becomes of each here.
+
+/// What becomes of a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// It has its effect.
+    Full,
+    /// It means nothing for a PV guest; silently left out, as xl does.
+    NotPv,
+    /// It is known but has no effect here yet: a warning.
+    NotYet,
+    /// It is known and the guest would not be what was asked for without it: an error.
+    Refused(&'static str),
+}
+
+/// All known keys.
+pub const KEYS: &[(&str, Use)] = &[
+    ("name", Use::Full),
+    ("type", Use::Full),
+    ("builder", Use::Full),
+    ("uuid", Use::Full),
+    ("kernel", Use::Full),
+    ("ramdisk", Use::Full),
+    ("cmdline", Use::Full),
+    ("root", Use::Full),
+    ("extra", Use::Full),
+    ("memory", Use::Full),
+    ("maxmem", Use::Full),
+    ("vcpus", Use::Full),
+    ("maxvcpus", Use::Full),
+    ("disk", Use::Full),
+    ("vif", Use::Full),
+    ("on_poweroff", Use::Full),
+    ("on_reboot", Use::Full),
+    ("on_crash", Use::Full),
+    ("on_watchdog", Use::Full),
+    ("on_soft_reset", Use::Full),
+    ("max_grant_frames", Use::Full),
+    ("max_maptrack_frames", Use::Full),
+    ("max_grant_version", Use::Full),
+    ("max_event_channels", Use::Full),
+    ("pool", Use::NotYet),
+    ("cpus", Use::NotYet),
+    ("cpus_soft", Use::NotYet),
+    ("cpu_weight", Use::NotYet),
+    ("cap", Use::NotYet),
+    ("cpuid", Use::NotYet),
+    ("vpmu", Use::NotYet),
+    ("tsc_mode", Use::NotYet),
+    ("localtime", Use::NotYet),
+    ("rtc_timeoffset", Use::NotYet),
+    ("seclabel", Use::NotYet),
+    ("init_seclabel", Use::NotYet),
+    ("driver_domain", Use::NotYet),
+    ("nomigrate", Use::NotYet),
+    ("e820_host", Use::NotYet),
+    ("claim_mode", Use::NotPv),
+    ("vfb", Use::NotYet),
+    ("vkb", Use::NotYet),
+    ("channel", Use::NotYet),
+    ("p9", Use::NotYet),
+    ("pvcalls", Use::NotYet),
+    ("vtpm", Use::NotYet),
+    ("usbctrl", Use::NotYet),
+    ("usbdev", Use::NotYet),
+    ("vdispl", Use::NotYet),
+    ("vsnd", Use::NotYet),
+    (
+        "pci",
+        Use::Refused("passing PCI devices through is not supported"),
+    ),
+    (
+        "ioports",
+        Use::Refused("passing I/O ports through is not supported"),
+    ),
+    (
+        "irqs",
+        Use::Refused("passing interrupts through is not supported"),
+    ),
+    (
+        "iomem",
+        Use::Refused("passing memory through is not supported"),
+    ),
+    (
+        "bootloader",
+        Use::Refused(
+            "boot loaders that run in dom0 are not supported: name the kernel with kernel=",
+        ),
+    ),
+    ("bootloader_args", Use::NotYet),
+    (
+        "firmware",
+        Use::Refused("firmware is not supported yet: name the kernel with kernel="),
+    ),
+    ("vnuma", Use::Refused("a PV guest has no virtual NUMA")),
+    ("timer_mode", Use::Refused("a PV guest has no timer mode")),
+    ("acpi", Use::NotPv),
+    ("apic", Use::NotPv),
+    ("pae", Use::NotPv),
+    ("hap", Use::NotPv),
+    ("nx", Use::NotPv),
+    ("hpet", Use::NotPv),
+    ("viridian", Use::NotPv),
+    ("nestedhvm", Use::NotPv),
+    ("altp2m", Use::NotPv),
+    ("boot", Use::NotPv),
+    ("bios", Use::NotPv),
+    ("vga", Use::NotPv),
+    ("videoram", Use::NotPv),
+    ("stdvga", Use::NotPv),
+    ("vnc", Use::NotPv),
+    ("vnclisten", Use::NotPv),
+    ("vncpasswd", Use::NotPv),
+    ("vncdisplay", Use::NotPv),
+    ("vncunused", Use::NotPv),
+    ("sdl", Use::NotPv),
+    ("opengl", Use::NotPv),
+    ("spice", Use::NotPv),
+    ("nographic", Use::NotPv),
+    ("gfx_passthru", Use::NotPv),
+    ("serial", Use::NotPv),
+    ("usb", Use::NotPv),
+    ("usbdevice", Use::NotPv),
+    ("soundhw", Use::NotPv),
+    ("keymap", Use::NotPv),
+    ("xen_platform_pci", Use::NotPv),
+    ("device_model_version", Use::NotPv),
+    ("device_model_override", Use::NotPv),
+    ("device_model_args", Use::NotPv),
+    ("shadow_memory", Use::NotPv),
+    ("passthrough", Use::NotPv),
+    ("pvshim", Use::NotPv),
+];
+
+/// What becomes of this key, if it is known.
+pub fn find(key: &str) -> Option<Use> {
+    KEYS.iter().find(|(name, _)| *name == key).map(|(_, u)| *u)
+}
