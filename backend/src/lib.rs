@@ -8,6 +8,8 @@
 mod bus;
 pub mod daemon;
 mod site;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod worker;
 
 pub use bus::{Bus, Driver};

@@ -1,0 +1,98 @@
+//! What the toolstack says about a disk, read from its backend directory.
+
+use std::path::{Path, PathBuf};
+
+use xen_backend::Site;
+use xen_hal::Result;
+use xen_sys::io::blkif;
+
+/// A disk as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Disk {
+    /// The file or block device.
+    pub path: PathBuf,
+    /// The guest may not write.
+    pub read_only: bool,
+    /// Writable even though another guest has it open (`w!`).
+    pub shared: bool,
+    /// The guest is to see a CD-ROM drive.
+    pub cdrom: bool,
+    /// The medium can be taken out.
+    pub removable: bool,
+    /// The guest may discard (`discard-enable`).
+    pub discard: bool,
+}
+
+impl Disk {
+    /// Reads the nodes that libxl writes.
+    pub fn read(site: &Site<'_>) -> Result<Disk> {
+        let params = site.back_required("params")?;
+        let mode = site.back_required("mode")?;
+        let path = params_path(&params).ok_or_else(|| {
+            site.guest(format!(
+                "{}/params is {params:?}, which names no file in the raw format",
+                site.back
+            ))
+        })?;
+        let read_only = match mode.as_str() {
+            "r" | "ro" => true,
+            "w" | "rw" | "w!" => false,
+            _ => {
+                let what = format!("{}/mode is {mode:?}, neither r nor w", site.back);
+                return Err(site.guest(what));
+            }
+        };
+        Ok(Disk {
+            path,
+            read_only,
+            shared: mode == "w!",
+            cdrom: site.back("device-type")?.as_deref() == Some("cdrom"),
+            removable: site.back_flag("removable", false)?,
+            discard: site.back_flag("discard-enable", true)?,
+        })
+    }
+
+    /// The `info` node: `VDISK_*` bits.
+    pub fn info(&self) -> u32 {
+        let bit = |set: bool, bit: u32| if set { bit } else { 0 };
+        bit(self.cdrom, blkif::VDISK_CDROM)
+            | bit(self.removable, blkif::VDISK_REMOVABLE)
+            | bit(self.read_only, blkif::VDISK_READONLY)
+    }
+}
+
+/// The path in a `params` node: plain, or after prefixes that older toolstacks put in front; relative to
+/// /dev, as Xen's block script has it. A prefix that names another format than raw gives `None`: reading
+/// such a file as raw would show its headers to the guest.
+pub fn params_path(params: &str) -> Option<PathBuf> {
+    const HARMLESS: [&str; 6] = ["phy:", "file:", "aio:", "raw:", "tap:", "tap2:"];
+    const FORMATS: [&str; 6] = ["qcow:", "qcow2:", "vhd:", "vhdx:", "vmdk:", "qed:"];
+    let mut path = params;
+    while let Some(rest) = HARMLESS.iter().find_map(|prefix| path.strip_prefix(prefix)) {
+        path = rest;
+    }
+    let other_format = FORMATS.iter().any(|prefix| path.starts_with(prefix));
+    (!path.is_empty() && !other_format).then(|| Path::new("/dev").join(path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn params() {
+        for (params, path) in [
+            ("/dev/vg/disk", Some("/dev/vg/disk")),
+            ("aio:/a b.img", Some("/a b.img")),
+            ("tap:aio:/a.img", Some("/a.img")),
+            ("file:/x:y", Some("/x:y")),
+            ("phy:loop0", Some("/dev/loop0")),
+            ("qcow2:/a.qcow2", None),
+            ("tap2:vhd:/a.vhd", None),
+            ("aio:", None),
+            ("", None),
+        ] {
+            assert_eq!(params_path(params), path.map(PathBuf::from), "{params}");
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Reads, writes and flushes through a ring in a fake world, with faults at every call.
+
+mod common;
+
+use blkback::DataMove;
+use common::{Guest, Host, content, page, request};
+use xen_fake::Call;
+use xen_sys::io::blkif::{OP_DISCARD, OP_FLUSH_DISKCACHE, OP_READ, OP_WRITE};
+
+#[test]
+fn what_is_written_is_read_back() {
+    for data_move in [DataMove::Copy, DataMove::Map] {
+        let mut host = Host::new(data_move);
+        let guest = Guest::new(&host, "/disk", "w");
+        let mut front = guest.connect(&mut host);
+        assert_eq!(host.store.text(&format!("{}/sectors", guest.back)), "2048");
+        assert_eq!(host.store.text(&format!("{}/info", guest.back)), "0");
+
+        let pages: Vec<_> = (1..=11).map(|fill| page(&guest, fill)).collect();
+        let all: Vec<_> = pages.iter().map(|page| (page.gref(), 0, 7)).collect();
+        let parts: Vec<_> = pages.iter().map(|page| (page.gref(), 2, 5)).collect();
+        assert_eq!(
+            front.call(&mut host, &guest, request(OP_WRITE, 1, 8, &all)),
+            0
+        );
+        assert_eq!(
+            front.call(&mut host, &guest, request(OP_FLUSH_DISKCACHE, 2, 0, &[])),
+            0
+        );
+        {
+            let disk = host.disk.lock().unwrap();
+            assert!(disk[..4096].iter().all(|&byte| byte == 0));
+            for (n, chunk) in disk[4096..4096 * 12].chunks(4096).enumerate() {
+                assert!(chunk.iter().all(|&byte| byte == n as u8 + 1));
+            }
+        }
+        // Read into the middle of the pages: 11 x 2048 bytes from sector 8 on.
+        assert_eq!(
+            front.call(&mut host, &guest, request(OP_READ, 3, 8, &parts)),
+            0
+        );
+        let first = content(&pages[0]);
+        assert!(first[..1024].iter().all(|&byte| byte == 1));
+        let third = content(&pages[2]);
+        assert!(
+            third[..1024]
+                .iter()
+                .chain(&third[3072..])
+                .all(|&byte| byte == 3)
+        );
+        assert!(third[1024..3072].iter().all(|&byte| byte == 2));
+
+        let mut discard = request(OP_DISCARD, 4, 8, &[]);
+        discard.seg[0].gref.0 = 8;
+        assert_eq!(front.call(&mut host, &guest, discard), 0);
+        assert!(
+            host.disk.lock().unwrap()[4096..8192]
+                .iter()
+                .all(|&byte| byte == 0)
+        );
+
+        drop(pages);
+        guest.close(&mut host, Some(front));
+        guest.remove(&mut host);
+        drop(host.bus);
+        host.world.assert_nothing_left();
+    }
+}
+
+#[test]
+fn many_requests_in_flight_are_answered_in_order() {
+    let mut host = Host::new(DataMove::Copy);
+    let guest = Guest::new(&host, "/disk", "w");
+    let mut front = guest.connect(&mut host);
+    let page = page(&guest, 7);
+    for round in 0..10 {
+        for n in 0..32 {
+            let id = round * 32 + n;
+            front.send(&guest, request(OP_WRITE, id, id, &[(page.gref(), 0, 0)]));
+        }
+        host.settle();
+        for n in 0..32 {
+            assert_eq!(front.receive(), Some((round * 32 + n, OP_WRITE, 0)));
+        }
+    }
+    assert_eq!(
+        host.disk
+            .lock()
+            .unwrap()
+            .iter()
+            .filter(|&&byte| byte == 7)
+            .count(),
+        320 * 512
+    );
+}
+
+#[test]
+fn a_failing_call_fails_one_request() {
+    use Call::{Copy, Map, Other};
+    let kinds = [
+        (DataMove::Copy, Copy, OP_WRITE),
+        (DataMove::Copy, Copy, OP_READ),
+        (DataMove::Map, Map, OP_WRITE),
+        (DataMove::Map, Map, OP_READ),
+        (DataMove::Copy, Other("read"), OP_READ),
+        (DataMove::Copy, Other("write"), OP_WRITE),
+        (DataMove::Copy, Other("flush"), OP_FLUSH_DISKCACHE),
+    ];
+    for (data_move, call, operation) in kinds {
+        let mut host = Host::new(data_move);
+        let guest = Guest::new(&host, "/disk", "w");
+        let mut front = guest.connect(&mut host);
+        let page = page(&guest, 1);
+        let segments = [(page.gref(), 0, 7)];
+        let segments = if operation == OP_FLUSH_DISKCACHE {
+            &segments[..0]
+        } else {
+            &segments
+        };
+        host.world.faults().fail_nth(call, 1);
+        assert_eq!(
+            front.call(&mut host, &guest, request(operation, 1, 0, segments)),
+            -1,
+            "{call:?}"
+        );
+        assert!(!host.world.faults().clear(), "{call:?} was never made");
+        assert_eq!(
+            front.call(&mut host, &guest, request(operation, 2, 0, segments)),
+            0,
+            "{call:?}"
+        );
+    }
+}
+
+#[test]
+fn a_killed_backend_is_followed_by_one_that_goes_on() {
+    let mut host = Host::new(DataMove::Copy);
+    let guest = Guest::new(&host, "/disk", "w");
+    let mut front = guest.connect(&mut host);
+    let page = page(&guest, 9);
+    for round in 0..5 {
+        // Sent while nobody listens: the event is lost.
+        drop(std::mem::replace(
+            &mut host.bus,
+            Host::new(DataMove::Copy).bus,
+        ));
+        for n in 0..6 {
+            let request = request(OP_WRITE, n, round * 6 + n, &[(page.gref(), 0, 0)]);
+            assert!(front.ring.push(request));
+            let _ = front.ring.publish();
+        }
+        host.restart();
+        host.settle();
+        assert_eq!(guest.back_state(&host), "4");
+        for n in 0..6 {
+            assert_eq!(front.receive(), Some((n, OP_WRITE, 0)), "round {round}");
+        }
+    }
+    assert!(
+        host.log
+            .lock()
+            .unwrap()
+            .iter()
+            .any(|line| line.contains("again to a running guest"))
+    );
+    guest.close(&mut host, Some(front));
+}
