@@ -1,91 +1,73 @@
-//! The second witness: a C compiler's opinion of the public headers about every structure and constant.
-//!
-//! The headers are taken from `XLRS_XEN_HEADERS` (a directory that contains `xen/`) or /usr/include.
+//! Every structure and constant of this crate against the C headers.
 
-use std::collections::HashMap;
-use std::fmt::Write as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+mod witness;
+
+use std::mem::offset_of;
 
 use xen_sys::domctl::{DomainFlags, DomainInfo};
 use xen_sys::grant_table::{GrantFlags, GrantStatus, MapFlags};
 use xen_sys::io::netif::{RxFlags, TxFlags};
 use xen_sys::sysctl::HostCapabilities;
 use xen_sys::xen::{StartFlags, VaFlush};
-use xen_sys::{CONSTANTS, Field, LAYOUTS, Layout, domctl};
+use xen_sys::{CONSTANTS, LAYOUTS, domctl};
 
-/// Structures that exist only in part or by another name in C: compared field by field, not by size.
-const PREFIXES: &[(&str, &str, &[(&str, usize)])] = &[
+/// Our name, C's name, and the fields' offsets in ours.
+type Prefix = (&'static str, &'static str, &'static [(&'static str, usize)]);
+
+/// Structures of which we have only what all releases share: compared field by field, not by size.
+const PREFIXES: &[Prefix] = &[
     (
         "struct domaininfo_prefix",
         "struct xen_domctl_getdomaininfo",
         &[
-            ("domain", core::mem::offset_of!(DomainInfo, domain)),
-            ("flags", core::mem::offset_of!(DomainInfo, flags)),
-            ("tot_pages", core::mem::offset_of!(DomainInfo, tot_pages)),
-            ("max_pages", core::mem::offset_of!(DomainInfo, max_pages)),
+            ("domain", offset_of!(DomainInfo, domain)),
+            ("flags", offset_of!(DomainInfo, flags)),
+            ("tot_pages", offset_of!(DomainInfo, tot_pages)),
+            ("max_pages", offset_of!(DomainInfo, max_pages)),
             (
                 "outstanding_pages",
-                core::mem::offset_of!(DomainInfo, outstanding_pages),
+                offset_of!(DomainInfo, outstanding_pages),
             ),
-            ("shr_pages", core::mem::offset_of!(DomainInfo, shr_pages)),
-            (
-                "paged_pages",
-                core::mem::offset_of!(DomainInfo, paged_pages),
-            ),
+            ("shr_pages", offset_of!(DomainInfo, shr_pages)),
+            ("paged_pages", offset_of!(DomainInfo, paged_pages)),
             (
                 "shared_info_frame",
-                core::mem::offset_of!(DomainInfo, shared_info_frame),
+                offset_of!(DomainInfo, shared_info_frame),
             ),
-            ("cpu_time", core::mem::offset_of!(DomainInfo, cpu_time)),
-            (
-                "nr_online_vcpus",
-                core::mem::offset_of!(DomainInfo, nr_online_vcpus),
-            ),
-            (
-                "max_vcpu_id",
-                core::mem::offset_of!(DomainInfo, max_vcpu_id),
-            ),
-            ("ssidref", core::mem::offset_of!(DomainInfo, ssidref)),
-            ("handle", core::mem::offset_of!(DomainInfo, handle)),
-            ("cpupool", core::mem::offset_of!(DomainInfo, cpupool)),
+            ("cpu_time", offset_of!(DomainInfo, cpu_time)),
+            ("nr_online_vcpus", offset_of!(DomainInfo, nr_online_vcpus)),
+            ("max_vcpu_id", offset_of!(DomainInfo, max_vcpu_id)),
+            ("ssidref", offset_of!(DomainInfo, ssidref)),
+            ("handle", offset_of!(DomainInfo, handle)),
+            ("cpupool", offset_of!(DomainInfo, cpupool)),
         ],
     ),
     (
         "struct createdomain_prefix",
         "struct xen_domctl_createdomain",
         &[
-            (
-                "ssidref",
-                core::mem::offset_of!(domctl::CreateDomainPrefix, ssidref),
-            ),
-            (
-                "handle",
-                core::mem::offset_of!(domctl::CreateDomainPrefix, handle),
-            ),
-            (
-                "flags",
-                core::mem::offset_of!(domctl::CreateDomainPrefix, flags),
-            ),
+            ("ssidref", offset_of!(domctl::CreateDomainPrefix, ssidref)),
+            ("handle", offset_of!(domctl::CreateDomainPrefix, handle)),
+            ("flags", offset_of!(domctl::CreateDomainPrefix, flags)),
             (
                 "iommu_opts",
-                core::mem::offset_of!(domctl::CreateDomainPrefix, iommu_opts),
+                offset_of!(domctl::CreateDomainPrefix, iommu_opts),
             ),
             (
                 "max_vcpus",
-                core::mem::offset_of!(domctl::CreateDomainPrefix, max_vcpus),
+                offset_of!(domctl::CreateDomainPrefix, max_vcpus),
             ),
             (
                 "max_evtchn_port",
-                core::mem::offset_of!(domctl::CreateDomainPrefix, max_evtchn_port),
+                offset_of!(domctl::CreateDomainPrefix, max_evtchn_port),
             ),
             (
                 "max_grant_frames",
-                core::mem::offset_of!(domctl::CreateDomainPrefix, max_grant_frames),
+                offset_of!(domctl::CreateDomainPrefix, max_grant_frames),
             ),
             (
                 "max_maptrack_frames",
-                core::mem::offset_of!(domctl::CreateDomainPrefix, max_maptrack_frames),
+                offset_of!(domctl::CreateDomainPrefix, max_maptrack_frames),
             ),
         ],
     ),
@@ -220,77 +202,28 @@ const FLAGS: &[(&str, i128)] = &[
 
 #[test]
 fn every_structure_and_constant_is_what_the_c_headers_say() {
-    let Some(include) = headers() else {
-        skip(
-            "no Xen headers: neither XLRS_XEN_HEADERS nor /usr/include/xen (apt install libxen-dev)",
-        );
-        return;
-    };
-    let mut rows: Vec<(String, i128)> = Vec::new();
+    let mut rows = witness::Rows::new();
     for layout in LAYOUTS.iter().copied().flatten() {
-        layout_rows(layout, &mut rows);
+        match PREFIXES.iter().find(|(ours, ..)| *ours == layout.c) {
+            Some((_, c, fields)) => rows.extend(
+                fields
+                    .iter()
+                    .map(|(field, at)| (format!("offsetof({c}, {field})"), *at as i128)),
+            ),
+            None => witness::layout_rows(layout, &mut rows),
+        }
     }
-    let constants = CONSTANTS.iter().copied().flatten();
-    rows.extend(constants.map(|constant| (constant.c.to_owned(), constant.value)));
+    for constants in CONSTANTS {
+        witness::constant_rows(constants, &mut rows);
+    }
     rows.extend(FLAGS.iter().map(|&(c, value)| (c.to_owned(), value)));
-
-    let Some(theirs) = ask_compiler(&include, &rows) else {
-        skip("no C compiler: cc is not in the PATH (apt install gcc libc6-dev)");
-        return;
-    };
-    let wrong: Vec<String> = rows
-        .iter()
-        .filter(|(expr, ours)| theirs.get(expr) != Some(ours) && !is_newer(expr, &theirs))
-        .map(|(expr, ours)| format!("{expr}: ours {ours}, C {:?}", theirs.get(expr)))
-        .collect();
-    assert!(
-        wrong.is_empty(),
-        "{} differ:\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
-    println!("{} facts compared with {}", rows.len(), include.display());
-}
-
-/// The two pages to which later releases append fields may be larger in newer headers.
-fn is_newer(expr: &str, theirs: &HashMap<String, i128>) -> bool {
-    match expr {
-        "sizeof(struct xencons_interface)" => theirs[expr] > 3088,
-        "sizeof(struct xenstore_domain_interface)" => theirs[expr] > 2076,
+    // The two pages to which later releases append fields.
+    let newer = |expr: &str, theirs: i128| match expr {
+        "sizeof(struct xencons_interface)" => theirs > 3088,
+        "sizeof(struct xenstore_domain_interface)" => theirs > 2076,
         _ => false,
-    }
-}
-
-fn layout_rows(layout: &Layout, rows: &mut Vec<(String, i128)>) {
-    let c = layout.c;
-    if let Some((_, real, fields)) = PREFIXES.iter().find(|(ours, ..)| *ours == c) {
-        rows.extend(
-            fields
-                .iter()
-                .map(|(field, at)| (format!("offsetof({real}, {field})"), *at as i128)),
-        );
-        return;
-    }
-    rows.push((format!("sizeof({c})"), layout.size as i128));
-    rows.push((format!("_Alignof({c})"), layout.align as i128));
-    for &Field {
-        c: field,
-        offset,
-        size,
-    } in layout.fields
-    {
-        rows.push((format!("offsetof({c}, {field})"), offset as i128));
-        rows.push((format!("sizeof((({c} *)0)->{field})"), size as i128));
-    }
-}
-
-/// Compiles and runs a program that prints each expression; none if there is no compiler.
-fn ask_compiler(include: &Path, rows: &[(String, i128)]) -> Option<HashMap<String, i128>> {
-    let mut source = String::from(
-        "#include <stddef.h>\n#include <stdint.h>\n#include <stdio.h>\n#include <errno.h>\n\
-         #define __XEN_TOOLS__ 1\n#define __XEN_INTERFACE_VERSION__ 0x00041000\n",
-    );
-    for header in [
+    };
+    let headers = [
         "xen.h",
         "domctl.h",
         "sysctl.h",
@@ -307,81 +240,6 @@ fn ask_compiler(include: &Path, rows: &[(String, i128)]) -> Option<HashMap<Strin
         "io/netif.h",
         "io/xenbus.h",
         "io/xs_wire.h",
-    ] {
-        writeln!(source, "#include <xen/{header}>").unwrap();
-    }
-    source.push_str("int main(void) {\n");
-    for (index, (expr, _)) in rows.iter().enumerate() {
-        writeln!(
-            source,
-            "__int128 v{index} = (__int128)({expr}); \
-             printf(\"%s%llu\\n\", v{index} < 0 ? \"-\" : \"\", \
-             (unsigned long long)(v{index} < 0 ? -v{index} : v{index}));"
-        )
-        .unwrap();
-    }
-    source.push_str("return 0; }\n");
-
-    let dir = std::env::temp_dir().join(format!("xen-sys-headers-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    let (c, exe) = (dir.join("facts.c"), dir.join("facts"));
-    std::fs::write(&c, source).unwrap();
-    let compile = Command::new("cc")
-        .arg("-w")
-        .arg("-I")
-        .arg(include)
-        .arg("-o")
-        .arg(&exe)
-        .arg(&c)
-        .output();
-    let compile = match compile {
-        Ok(output) => output,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
-        Err(error) => panic!("cc: {error}"),
-    };
-    assert!(
-        compile.status.success(),
-        "cc: {}",
-        String::from_utf8_lossy(&compile.stderr)
-    );
-    let run = Command::new(&exe)
-        .output()
-        .expect("the compiled program runs");
-    assert!(run.status.success());
-    std::fs::remove_dir_all(&dir).unwrap();
-    let values: Vec<i128> = String::from_utf8(run.stdout)
-        .unwrap()
-        .lines()
-        .map(|line| line.parse().unwrap())
-        .collect();
-    assert_eq!(values.len(), rows.len());
-    Some(
-        rows.iter()
-            .map(|(expr, _)| expr.clone())
-            .zip(values)
-            .collect(),
-    )
-}
-
-fn headers() -> Option<PathBuf> {
-    let named = std::env::var_os("XLRS_XEN_HEADERS").map(PathBuf::from);
-    if let Some(dir) = &named {
-        assert!(
-            dir.join("xen/xen.h").exists(),
-            "XLRS_XEN_HEADERS={}: no xen/xen.h there",
-            dir.display()
-        );
-    }
-    named.or_else(|| {
-        Some(PathBuf::from("/usr/include")).filter(|dir| dir.join("xen/xen.h").exists())
-    })
-}
-
-/// Says why nothing was compared; a failure where everything must be there.
-fn skip(why: &str) {
-    println!("SKIP every_structure_and_constant_is_what_the_c_headers_say: {why}");
-    assert!(
-        std::env::var("CI").as_deref() != Ok("true"),
-        "skipped with CI=true: {why}"
-    );
+    ];
+    witness::compare("xen-sys-headers", &headers, &rows, newer);
 }
