@@ -26,6 +26,7 @@ mod terminal;
 mod ui;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
@@ -84,6 +85,9 @@ struct LabArgs {
     /// Do not build our programs and guests: a bare dom0.
     #[arg(long)]
     no_build: bool,
+    /// Put this static program into /lab/bin too.
+    #[arg(long, value_name = "FILE")]
+    put: Vec<PathBuf>,
     /// What to run in dom0.
     #[arg(last = true)]
     command: Vec<String>,
@@ -106,7 +110,12 @@ fn main() -> ExitCode {
 
 fn run_lab(args: LabArgs) -> Result<i32> {
     ui::init(args.verbose);
-    let prepared = Prepared::new(&[args.xen], args.refresh, !args.no_build, args.keep)?;
+    let mut prepared = Prepared::new(&[args.xen], args.refresh, !args.no_build, args.keep)?;
+    for file in args.put {
+        let name = file.file_name().unwrap_or_default();
+        let name = name.to_string_lossy().into_owned();
+        prepared.built.programs.insert(name, file);
+    }
     let lab = Lab::start(&prepared, args.xen, args.mem)?;
     if args.up {
         let stock: BTreeSet<Part> = args.stock.iter().copied().collect();
