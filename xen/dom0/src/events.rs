@@ -1,6 +1,6 @@
 //! The evtchn device: event channels of this process.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -30,8 +30,15 @@ pub struct Events {
 struct State {
     /// Read from the kernel and not yet taken.
     pending: VecDeque<Port>,
-    /// All ports of ours: after an overflow any of them may have fired.
-    bound: BTreeSet<u32>,
+    /// All ports of ours and their peers: after an overflow any of them may have fired.
+    bound: BTreeMap<u32, DomId>,
+}
+
+impl State {
+    /// Who is at the other end, for errors.
+    fn peer(&self, port: Port) -> DomId {
+        self.bound.get(&port.0).copied().unwrap_or(DomId::SELF)
+    }
 }
 
 impl Events {
@@ -77,7 +84,7 @@ impl Events {
         call: impl FnOnce(BorrowedFd<'_>) -> Result<u32, Errno>,
     ) -> Result<Port> {
         let local = call(self.as_fd()).map_err(|errno| failed(op, dom, port, errno))?;
-        self.state().bound.insert(local);
+        self.state().bound.insert(local, dom);
         Ok(Port(local))
     }
 
@@ -91,7 +98,7 @@ impl Events {
         // SAFETY: this ioctl takes no argument.
         unsafe { device::ioctl(self.as_fd(), abi::EVTCHN_RESET, std::ptr::null_mut()) }
             .map_err(|errno| failed("IOCTL_EVTCHN_RESET", DomId::SELF, Port(0), errno))?;
-        state.pending = state.bound.iter().copied().map(Port).collect();
+        state.pending = state.bound.keys().copied().map(Port).collect();
         Ok(())
     }
 }
@@ -127,7 +134,7 @@ impl EventChannels for Events {
         let mut argument = port.0;
         // SAFETY: the argument is the driver's one u32.
         unsafe { device::ioctl(self.as_fd(), abi::EVTCHN_UNBIND, (&raw mut argument).cast()) }
-            .map_err(|errno| failed("EVTCHNOP_close", DomId::SELF, port, errno))?;
+            .map_err(|errno| failed("EVTCHNOP_close", state.peer(port), port, errno))?;
         state.bound.remove(&port.0);
         // A later owner of the number must not see this one's events.
         state.pending.retain(|&pending| pending != port);
@@ -139,7 +146,7 @@ impl EventChannels for Events {
         // SAFETY: the argument is the driver's one u32.
         unsafe { device::ioctl(self.as_fd(), abi::EVTCHN_NOTIFY, (&raw mut argument).cast()) }
             .map(drop)
-            .map_err(|errno| failed("EVTCHNOP_send", DomId::SELF, port, errno))
+            .map_err(|errno| failed("EVTCHNOP_send", self.state().peer(port), port, errno))
     }
 
     fn next_pending(&self) -> Result<Option<Port>> {
@@ -161,9 +168,10 @@ impl EventChannels for Events {
     }
 
     fn unmask(&self, port: Port) -> Result<()> {
-        (&self.evtchn)
-            .write_all(port.as_bytes())
-            .map_err(|error| failed("EVTCHNOP_unmask", DomId::SELF, port, device::errno(&error)))
+        (&self.evtchn).write_all(port.as_bytes()).map_err(|error| {
+            let peer = self.state().peer(port);
+            failed("EVTCHNOP_unmask", peer, port, device::errno(&error))
+        })
     }
 }
 
