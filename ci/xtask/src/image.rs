@@ -44,6 +44,8 @@ const GUEST_MODULES: &[&str] = &["xen-blkfront", "xen-netfront", "ext4", "crc32c
 /// Programs of the stock packages, beside all of /usr/lib/xen-VERSION/bin.
 const PROGRAMS: &[&str] = &[
     "bin/bash",
+    "bin/mount",
+    "bin/umount",
     "bin/ip",
     "sbin/bridge",
     "bin/bridge",
@@ -430,6 +432,10 @@ fn busybox_links(tree: &mut Tree, busybox: &Path) -> Result<()> {
         return fail(format!("{} --list: no list", busybox.display()));
     }
     tree.file("usr/bin/busybox", 0o755, paths::read(busybox)?);
+    // busybox's own shell would run its applets instead of the stock tools of the same name.
+    tree.link("usr/bin/sh", "bash");
+    // Where the kernel looks.
+    tree.link("usr/sbin/modprobe", "/usr/bin/busybox");
     for applet in list.lines() {
         let taken = ["usr/bin", "usr/sbin"]
             .iter()

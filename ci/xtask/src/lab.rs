@@ -32,9 +32,19 @@ pub struct Prepared {
 pub struct Lab {
     channel: Channel,
     qemu: Qemu,
+    how: String,
     dir: PathBuf,
     keep: bool,
     _lock: Lock,
+}
+
+/// Where a lab comes from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    /// The machine as it was kept after an earlier boot.
+    Snapshot,
+    /// A boot.
+    Boot,
 }
 
 /// How a command ended, and what it wrote.
@@ -96,15 +106,29 @@ impl Prepared {
 impl Lab {
     /// Starts Xen and dom0 and brings our programs in.
     pub fn start(prepared: &Prepared, version: XenVersion, memory_mib: u32) -> Result<Lab> {
+        Lab::start_from(prepared, version, memory_mib, Origin::Snapshot)
+    }
+
+    /// The same, from the snapshot or by a boot that can be watched.
+    pub fn start_from(
+        prepared: &Prepared,
+        version: XenVersion,
+        memory_mib: u32,
+        origin: Origin,
+    ) -> Result<Lab> {
         let (dir, lock) = run_folder(&prepared.lab)?;
         snapshot::furnish(&dir)?;
         let image = prepared.image(version)?;
         fill_share(&dir.join("share"), prepared, image)?;
         let begun = Instant::now();
-        let started = snapshot::start(&prepared.lab, image, version, memory_mib, &dir)?;
+        let started = match origin {
+            Origin::Snapshot => snapshot::start(&prepared.lab, image, version, memory_mib, &dir)?,
+            Origin::Boot => snapshot::boot_anew(&prepared.lab, image, memory_mib, &dir)?,
+        };
         let lab = Lab {
             channel: started.channel,
             qemu: started.qemu,
+            how: started.how,
             dir,
             keep: prepared.keep,
             _lock: lock,
@@ -120,10 +144,15 @@ impl Lab {
             "Xen {} with dom0 is there after {:.2} s: {}; run folder {}",
             version.name(),
             begun.elapsed().as_secs_f64(),
-            started.how,
+            lab.how,
             lab.dir.display()
         ));
         Ok(lab)
+    }
+
+    /// How it came up: accelerator, restored or booted, time.
+    pub fn how(&self) -> &str {
+        &self.how
     }
 
     /// Where logs of dom0's daemons appear on the host.
@@ -207,9 +236,24 @@ impl Lab {
         }
     }
 
-    /// What the console and QEMU said last.
+    /// What the machine's console, QEMU and the logs of dom0's daemons said last, and where they are.
     pub fn words(&self) -> String {
-        self.qemu.words()
+        let mut logs = Vec::new();
+        files_below(&self.logs(), &mut logs);
+        logs.sort_by_key(|p| std::fs::metadata(p).and_then(|m| m.modified()).ok());
+        let mut out = self.qemu.words();
+        for path in logs.iter().rev().take(TOLD_LOGS).rev() {
+            let bytes = std::fs::read(path).unwrap_or_default();
+            let text = String::from_utf8_lossy(&bytes).replace('\r', "");
+            if !text.trim().is_empty() {
+                out += &format!(
+                    "  last lines of {}:\n{}",
+                    path.display(),
+                    ui::tail(&text, 15)
+                );
+            }
+        }
+        out + &format!("  all logs: {}\n", self.dir.display())
     }
 }
 
@@ -221,6 +265,21 @@ impl Drop for Lab {
             let _ = std::fs::remove_file(self.dir.join("state"));
         } else {
             let _ = std::fs::remove_dir_all(&self.dir);
+        }
+    }
+}
+
+/// How many of dom0's logs, the latest ones, are quoted after a failure.
+const TOLD_LOGS: usize = 4;
+
+fn files_below(dir: &Path, out: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            files_below(&path, out);
+        } else if !path.ends_with("console/hypervisor.log") {
+            // Xen's own log is in the machine's console.
+            out.push(path);
         }
     }
 }

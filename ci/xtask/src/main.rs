@@ -10,6 +10,7 @@ mod apt;
 mod builds;
 mod channel;
 mod cpio;
+mod demo;
 mod elf;
 mod error;
 mod host;
@@ -57,6 +58,9 @@ enum Verb {
     /// empty scratch disk of 2 GiB. Packages, images and snapshots lie in $XLRS_LAB_DIR (default:
     /// target/lab); delete the folder to begin anew.
     Lab(LabArgs),
+    /// Everything once, step by step with times: Xen boots, dom0, daemons, a guest, its console,
+    /// disk, network and shutdown. Ends with a table and status 0, or says which step failed and why.
+    Demo(demo::DemoArgs),
 }
 
 #[derive(Args)]
@@ -97,6 +101,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.verb {
         Verb::Lab(args) => run_lab(args),
+        Verb::Demo(args) => demo::run(&args),
     };
     match result {
         Ok(status) => ExitCode::from(status.clamp(0, 255) as u8),

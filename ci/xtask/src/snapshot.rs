@@ -69,6 +69,20 @@ pub fn start(
     ui::status(format!(
         "no start from a snapshot, booting cold instead: {why}"
     ));
+    start_cold(image, accel, memory_mib, dir)
+}
+
+/// Starts a machine in `dir` by booting it.
+pub fn boot_anew(lab: &Path, image: &Image, memory_mib: u32, dir: &Path) -> Result<Started> {
+    start_cold(
+        image,
+        choose_accel(lab, image, memory_mib)?,
+        memory_mib,
+        dir,
+    )
+}
+
+fn start_cold(image: &Image, accel: Accel, memory_mib: u32, dir: &Path) -> Result<Started> {
     let begun = Instant::now();
     let (qemu, channel) = boot(image, accel, memory_mib, Memory::Anonymous, dir, BOOT_LIMIT)?;
     channel.hello(true, RESTORE_LIMIT)?;
