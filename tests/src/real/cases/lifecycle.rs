@@ -1,0 +1,59 @@
+//! A guest's life under the toolstack.
+
+use scenarios::{Outcome, demand};
+
+use crate::real::driver::Driver;
+use crate::real::host::Host;
+use crate::real::snapshot::leaves_nothing;
+
+/// Every way a guest is started, stopped and ends.
+pub fn all(host: &Host) -> Outcome {
+    leaves_nothing(host, || {
+        let mut driver = Driver::create(host, "life", |config| config)?;
+        let row = driver.guest().listed()?;
+        demand!(row.len() == 6, "a line of list has {row:?}");
+        demand!(
+            row[2] == "32" && row[3] == "1",
+            "memory and vCPUs in {row:?}"
+        );
+
+        host.step("pause and unpause");
+        host.toolstack(&["pause", "life"])?;
+        demand!(
+            driver.guest().listed()?[4].contains('p'),
+            "state after pause: {:?}",
+            driver.guest().listed()?
+        );
+        driver.guest().console.send("")?;
+        host.toolstack(&["unpause", "life"])?;
+        demand!(
+            !driver.guest().listed()?[4].contains('p'),
+            "state after unpause: {:?}",
+            driver.guest().listed()?
+        );
+        driver.ping()?;
+
+        host.step("shutdown on request");
+        driver.shutdown()?;
+        host.step("destroy");
+        Driver::create(host, "life", |config| config)?.destroy()?;
+        host.step("a guest that powers off is removed");
+        let mut driver = Driver::create(host, "life", |config| config)?;
+        driver.tell("poweroff")?;
+        driver.guest().wait_gone()?;
+        drop(driver);
+        host.step("a guest that crashes is removed");
+        let mut driver =
+            Driver::create(host, "life", |config| config.string("on_crash", "destroy"))?;
+        driver.tell("crash")?;
+        driver.guest().wait_gone()?;
+        drop(driver);
+
+        host.step("operations on a domain that is not there");
+        for verb in ["pause", "unpause", "destroy", "shutdown"] {
+            let ran = host.run_toolstack(&[verb, "nobody"])?;
+            demand!(ran.status != 0 && ran.stderr.contains("nobody"), "{ran}");
+        }
+        Ok(())
+    })
+}

@@ -1,0 +1,9 @@
+//! What the scenarios do, by what they are about.
+
+pub mod bad_input;
+pub mod block;
+pub mod debian;
+pub mod http;
+pub mod lifecycle;
+pub mod stock_tools;
+pub mod store;

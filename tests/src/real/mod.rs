@@ -1,0 +1,101 @@
+//! The scenarios on real Xen, in the lab's dom0: which there are, and how one is run.
+
+mod cases;
+mod console;
+mod driver;
+mod guest;
+mod host;
+mod snapshot;
+
+use serde::Serialize;
+
+use host::Host;
+use scenarios::Outcome;
+
+/// A scenario with the parts it is run on.
+#[derive(Serialize)]
+pub struct Entry {
+    /// Its name, which says what is run and on whose parts.
+    pub name: &'static str,
+    /// The Xen releases it is run on.
+    pub xen: &'static [&'static str],
+    /// The stock parts that take the place of ours.
+    pub stock: &'static [&'static str],
+    /// How long it may take, with room for a slow machine.
+    pub timeout_s: u32,
+    /// What it shows.
+    pub about: &'static str,
+    #[serde(skip)]
+    body: fn(&Host) -> Outcome,
+}
+
+/// Every part that exists twice is the stock one; the guest is ours.
+const ALL_STOCK: &[&str] = &["xl", "xenstored", "console", "blkback", "netback"];
+
+impl Entry {
+    /// A scenario on our parts and every Xen.
+    fn new(name: &'static str, about: &'static str, body: fn(&Host) -> Outcome) -> Entry {
+        Entry {
+            name,
+            xen: &["4.17", "4.20"],
+            stock: &[],
+            timeout_s: 180,
+            about,
+            body,
+        }
+    }
+
+    fn stock(self, stock: &'static [&'static str]) -> Entry {
+        Entry { stock, ..self }
+    }
+
+    fn timeout_s(self, timeout_s: u32) -> Entry {
+        Entry { timeout_s, ..self }
+    }
+}
+
+/// All scenarios.
+pub fn entries() -> Vec<Entry> {
+    use cases::{bad_input, block, debian, http, lifecycle, stock_tools, store};
+    let about_store = "nodes, transactions and watches of the store, through its socket";
+    let about_block = "64 MiB through blkfront stand in the file behind it and read back the same";
+    let about_http = "our guest serves 1 MiB over HTTP to dom0 with the right content";
+    vec![
+        Entry::new("store-ours", about_store, store::socket),
+        Entry::new("store-stock", about_store, store::socket).stock(ALL_STOCK),
+        Entry::new(
+            "lifecycle-ours",
+            "create, list, pause, unpause, shutdown, destroy; guests that end are removed",
+            lifecycle::all,
+        ),
+        Entry::new("block-ours", about_block, block::round_trip).timeout_s(240),
+        Entry::new("block-stock", about_block, block::round_trip)
+            .stock(ALL_STOCK)
+            .timeout_s(240),
+        Entry::new("http-ours", about_http, http::serve),
+        Entry::new("http-stock", about_http, http::serve).stock(ALL_STOCK),
+        Entry::new(
+            "debian-ours",
+            "a Debian kernel mounts its disk, copies a file and pings dom0",
+            debian::copy_and_ping,
+        )
+        .timeout_s(400),
+        Entry::new(
+            "stock-tools-on-our-store",
+            "xl list, xenstore-ls and xl create with a disk work on our store",
+            stock_tools::all,
+        )
+        .stock(&["xl", "console", "blkback"]),
+        Entry::new(
+            "bad-input",
+            "every kind of bad input is refused by name and leaves nothing behind",
+            bad_input::in_dom0,
+        ),
+    ]
+}
+
+/// Runs one in this dom0.
+pub fn run(entry: &Entry) -> Outcome {
+    let host = Host::open(entry.name)?;
+    (entry.body)(&host)
+}
