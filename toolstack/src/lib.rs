@@ -6,4 +6,10 @@
 #![deny(unsafe_code)]
 
 pub mod config;
+mod error;
+pub mod image;
+pub mod nodes;
+pub mod os;
 pub mod uuid;
+
+pub use error::{Error, Kind, Result};

@@ -1,0 +1,325 @@
+//! What of Linux has no safe wrapper: loop devices and network interfaces, by ioctl.
+
+#![allow(unsafe_code)]
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::net::UdpSocket;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// linux/loop.h
+const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
+const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
+const LO_FLAGS_READ_ONLY: u32 = 1;
+const LO_FLAGS_AUTOCLEAR: u32 = 4;
+/// linux/sockios.h
+const SIOCBRADDIF: libc::Ioctl = 0x89a2;
+
+/// How often another process may take the free loop device before us.
+const LOOP_TRIES: usize = 64;
+
+/// A block device made of a file. It goes away when nobody has it open any more: drop this once a back
+/// end has opened it.
+#[derive(Debug)]
+pub struct LoopDevice {
+    /// Its node, such as `/dev/loop0`.
+    pub path: PathBuf,
+    /// Its major and minor number.
+    pub number: (u32, u32),
+    _open: File,
+}
+
+/// `struct loop_info64` (linux/loop.h)
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct LoopInfo64 {
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    encrypt_key: [u8; 32],
+    init: [u64; 2],
+}
+const _: () = assert!(size_of::<LoopInfo64>() == 232);
+
+/// `struct loop_config` (linux/loop.h)
+#[repr(C)]
+struct LoopConfig {
+    fd: u32,
+    block_size: u32,
+    info: LoopInfo64,
+    reserved: [u64; 8],
+}
+const _: () = assert!(size_of::<LoopConfig>() == 304);
+
+impl LoopDevice {
+    /// Makes a block device of an open file; `name` is what tools show for it.
+    ///
+    /// # Errors
+    /// No loop device is to be had, or the file cannot be one.
+    pub fn attach(file: &File, name: &Path, writable: bool) -> io::Result<LoopDevice> {
+        let control = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .open("/dev/loop-control")?;
+        for _ in 0..LOOP_TRIES {
+            // SAFETY: this request takes no argument.
+            let number = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE) };
+            let number = checked(number)?;
+            let path = PathBuf::from(format!("/dev/loop{number}"));
+            let device = OpenOptions::new().read(true).write(writable).open(&path)?;
+            let config = loop_config(file, name, writable);
+            // SAFETY: the kernel reads a `struct loop_config`, which this is by the assertions above.
+            let result =
+                unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CONFIGURE, &raw const config) };
+            match checked(result) {
+                Ok(_) => {
+                    let rdev = device.metadata()?.rdev();
+                    return Ok(LoopDevice {
+                        path,
+                        number: (libc::major(rdev), libc::minor(rdev)),
+                        _open: device,
+                    });
+                }
+                // Somebody else took it first.
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Err(io::Error::from_raw_os_error(libc::EBUSY))
+    }
+}
+
+fn loop_config(file: &File, name: &Path, writable: bool) -> LoopConfig {
+    let mut file_name = [0; 64];
+    let name = name.as_os_str().as_encoded_bytes();
+    let len = name.len().min(63);
+    file_name[..len].copy_from_slice(&name[..len]);
+    LoopConfig {
+        fd: file.as_raw_fd() as u32,
+        block_size: 0,
+        info: LoopInfo64 {
+            device: 0,
+            inode: 0,
+            rdevice: 0,
+            offset: 0,
+            size_limit: 0,
+            number: 0,
+            encrypt_type: 0,
+            encrypt_key_size: 0,
+            flags: LO_FLAGS_AUTOCLEAR | if writable { 0 } else { LO_FLAGS_READ_ONLY },
+            file_name,
+            crypt_name: [0; 64],
+            encrypt_key: [0; 32],
+            init: [0; 2],
+        },
+        reserved: [0; 8],
+    }
+}
+
+/// Network interfaces, by ioctl on a socket.
+#[derive(Debug)]
+pub struct Interfaces {
+    socket: UdpSocket,
+}
+
+impl Interfaces {
+    /// Opens the socket.
+    ///
+    /// # Errors
+    /// There is no network in this kernel.
+    pub fn open() -> io::Result<Interfaces> {
+        // Any socket will do; nothing is ever sent over it.
+        UdpSocket::bind(("127.0.0.1", 0)).map(|socket| Interfaces { socket })
+    }
+
+    /// Renames an interface that is down.
+    ///
+    /// # Errors
+    /// No such interface, the name is taken, or the interface is up.
+    pub fn rename(&self, from: &str, to: &str) -> io::Result<()> {
+        let mut request = request(from)?;
+        request.ifr_ifru.ifru_newname = name_bytes(to)?;
+        self.ioctl(libc::SIOCSIFNAME as libc::Ioctl, &mut request)
+    }
+
+    /// Sets the largest packet.
+    ///
+    /// # Errors
+    /// No such interface, or it cannot do that size.
+    pub fn set_mtu(&self, name: &str, mtu: u32) -> io::Result<()> {
+        let mut request = request(name)?;
+        request.ifr_ifru.ifru_mtu = mtu as libc::c_int;
+        self.ioctl(libc::SIOCSIFMTU as libc::Ioctl, &mut request)
+    }
+
+    /// The largest packet.
+    ///
+    /// # Errors
+    /// No such interface.
+    pub fn mtu(&self, name: &str) -> io::Result<u32> {
+        let mut request = request(name)?;
+        self.ioctl(libc::SIOCGIFMTU as libc::Ioctl, &mut request)?;
+        // SAFETY: the kernel has filled in this member of the union.
+        Ok(unsafe { request.ifr_ifru.ifru_mtu } as u32)
+    }
+
+    /// Brings an interface up.
+    ///
+    /// # Errors
+    /// No such interface.
+    pub fn up(&self, name: &str) -> io::Result<()> {
+        let mut request = request(name)?;
+        self.ioctl(libc::SIOCGIFFLAGS as libc::Ioctl, &mut request)?;
+        // SAFETY: the kernel has filled in this member of the union.
+        let flags = unsafe { request.ifr_ifru.ifru_flags };
+        request.ifr_ifru.ifru_flags = flags | libc::IFF_UP as libc::c_short;
+        self.ioctl(libc::SIOCSIFFLAGS as libc::Ioctl, &mut request)
+    }
+
+    /// Makes an interface a port of a bridge. Done already is good, too.
+    ///
+    /// # Errors
+    /// No such bridge or interface, or it is in another bridge.
+    pub fn join_bridge(&self, bridge: &str, name: &str) -> io::Result<()> {
+        let mut index = request(name)?;
+        self.ioctl(libc::SIOCGIFINDEX as libc::Ioctl, &mut index)?;
+        let mut request = request(bridge)?;
+        // SAFETY: the kernel has filled in this member of the union.
+        request.ifr_ifru.ifru_ifindex = unsafe { index.ifr_ifru.ifru_ifindex };
+        match self.ioctl(SIOCBRADDIF, &mut request) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && in_bridge(bridge, name) => {
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn ioctl(&self, op: libc::Ioctl, request: &mut libc::ifreq) -> io::Result<()> {
+        // SAFETY: all requests used here read and write one `struct ifreq`.
+        let result = unsafe { libc::ioctl(self.socket.as_raw_fd(), op, &raw mut *request) };
+        checked(result).map(|_| ())
+    }
+}
+
+/// Whether this interface exists.
+pub fn interface_exists(name: &str) -> bool {
+    Path::new("/sys/class/net").join(name).exists()
+}
+
+/// Whether this is a bridge.
+pub fn is_bridge(name: &str) -> bool {
+    Path::new("/sys/class/net")
+        .join(name)
+        .join("bridge")
+        .exists()
+}
+
+fn in_bridge(bridge: &str, name: &str) -> bool {
+    Path::new("/sys/class/net")
+        .join(bridge)
+        .join("brif")
+        .join(name)
+        .exists()
+}
+
+fn name_bytes(name: &str) -> io::Result<[libc::c_char; libc::IFNAMSIZ]> {
+    let mut out = [0; libc::IFNAMSIZ];
+    if name.is_empty() || name.len() >= out.len() {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    for (to, from) in out.iter_mut().zip(name.bytes()) {
+        *to = from as libc::c_char;
+    }
+    Ok(out)
+}
+
+fn request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: all members of the union are plain numbers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    request.ifr_name = name_bytes(name)?;
+    Ok(request)
+}
+
+fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+/// The effective user's number.
+pub fn effective_user() -> u32 {
+    // SAFETY: it has no preconditions and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// Makes the calling process the leader of a session of its own, without a terminal.
+///
+/// # Errors
+/// It is the leader of a process group already.
+pub fn new_session() -> io::Result<()> {
+    // SAFETY: it touches no memory.
+    checked(unsafe { libc::setsid() }).map(|_| ())
+}
+
+/// Sends a signal to a process.
+///
+/// # Errors
+/// No such process, or no right to.
+pub fn signal(pid: i32, signal: i32) -> io::Result<()> {
+    // SAFETY: it touches no memory.
+    checked(unsafe { libc::kill(pid, signal) }).map(|_| ())
+}
+
+/// A descriptor that becomes readable when one of these signals arrives; they have no other effect any more.
+///
+/// # Errors
+/// The kernel refuses.
+pub fn signal_descriptor(signals: &[i32]) -> io::Result<File> {
+    use std::os::fd::FromRawFd;
+    // SAFETY: an all-zero set is what sigemptyset makes of it next; the set is ours.
+    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the set is valid for writes.
+    unsafe { libc::sigemptyset(&raw mut set) };
+    for signal in signals {
+        // SAFETY: as above.
+        unsafe { libc::sigaddset(&raw mut set, *signal) };
+    }
+    // SAFETY: the set is valid for reads; the old mask is not wanted.
+    checked(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) })?;
+    // SAFETY: the set is valid for reads.
+    let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
+    let fd = checked(fd)?;
+    // SAFETY: the descriptor is new and nobody else's.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// Opens a file for reading, and writing if wanted, as a block back end would.
+///
+/// # Errors
+/// As open(2).
+pub fn open_disk(path: &Path, writable: bool) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(writable)
+        .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
+        .open(path)
+}
+
+/// Size of the terminal behind a descriptor as rows and columns.
+pub fn terminal_size(fd: BorrowedFd<'_>) -> Option<(u16, u16)> {
+    rustix::termios::tcgetwinsize(fd)
+        .ok()
+        .map(|size| (size.ws_row, size.ws_col))
+}
