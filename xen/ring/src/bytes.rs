@@ -175,3 +175,6 @@ impl<M: SharedMemory> ByteRing<M> {
         len.min(side.capacity as usize - Self::place(side, index))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,9 +7,14 @@
 //! Invariant: all that is `unsafe` about rings is in `shared.rs`.
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
 mod bytes;
 mod shared;
 mod slots;
+#[cfg(test)]
+mod testing;
 
 pub use bytes::{ByteRing, CONSOLE, Direction, RingLayout, STORE};
 pub use shared::{RingEntry, SharedMemory, SharedMemoryExt};

@@ -163,3 +163,6 @@ unsafe fn copy_in(from: *const u8, to: *mut u8, len: usize) {
         at += 1;
     }
 }
+
+#[cfg(test)]
+mod tests;

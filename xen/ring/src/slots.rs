@@ -276,4 +276,12 @@ impl<M: SharedMemory, Req: RingEntry, Rsp: RingEntry> BackRing<M, Req, Rsp> {
     pub fn memory(&self) -> &M {
         &self.ring.memory
     }
+
+    /// Gives the memory back.
+    pub fn into_memory(self) -> M {
+        self.ring.memory
+    }
 }
+
+#[cfg(test)]
+mod tests;
