@@ -6,7 +6,13 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::FlockOperation;
+use xen_hal::{Store, StoreExt};
+
+use crate::{Bus, Driver, Wake};
 
 /// Arguments that every daemon takes.
 #[derive(clap::Args, Clone, Debug)]
@@ -211,6 +217,81 @@ impl AsFd for Signals {
     }
 }
 
+/// Sees to it that one process at a time serves a class of devices: two would both answer the same rings.
+/// A process that was killed holds the lock until all its I/O has ended, so it is waited for.
+pub fn only_one(name: &str) -> Result<File, Failure> {
+    lock(Path::new("/run/xlrs"), name, LOCK_TIMEOUT)
+}
+
+/// How long a process that is just ending is waited for.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
+
+fn lock(folder: &Path, name: &str, timeout: Duration) -> Result<File, Failure> {
+    let path = folder.join(format!("{name}.lock"));
+    let failed = |error: io::Error| format!("cannot lock {}: {error}", path.display());
+    fs::create_dir_all(folder).map_err(failed)?;
+    let mut open = OpenOptions::new();
+    open.read(true).write(true).create(true).truncate(false);
+    let mut file = open.open(&path).map_err(failed)?;
+    let deadline = Instant::now() + timeout;
+    loop {
+        match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => {
+                let mut pid = String::new();
+                let _ = file.read_to_string(&mut pid);
+                return Err(format!("{name} is running already, as process {}", pid.trim()).into());
+            }
+            Err(error) => return Err(failed(error.into()).into()),
+        }
+    }
+    file.set_len(0).map_err(failed)?;
+    writeln!(file, "{}", std::process::id()).map_err(failed)?;
+    Ok(file)
+}
+
+/// Serves the devices of a bus until a signal asks for an end. While it serves, `node` in the store holds
+/// the process number: a toolstack sees by it who serves this class.
+pub fn serve<D: Driver, S: Store + AsFd>(
+    bus: &mut Bus<D>,
+    store: &S,
+    signals: &Signals,
+    wake: &Wake,
+    node: &str,
+    ready: &mut Ready,
+) -> Result<(), Failure> {
+    bus.start(store)?;
+    while bus.step(store)? {}
+    store.write_display(None, node, &std::process::id())?;
+    ready.announce();
+    let (known, connected) = bus.counts();
+    log(&format!("ready: {known} devices, {connected} connected"));
+    loop {
+        let mut fds = [
+            PollFd::new(store, PollFlags::IN),
+            PollFd::new(wake, PollFlags::IN),
+            PollFd::new(signals, PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => continue,
+            Err(error) => return Err(format!("poll: {error}").into()),
+        }
+        if !fds[2].revents().is_empty() {
+            break;
+        }
+        wake.clear();
+        bus.check(store)?;
+        while bus.step(store)? {}
+    }
+    log("ending; running guests wait for the next process");
+    store.rm_if_present(None, node)?;
+    Ok(())
+}
+
 /// An error that names the remedy if the kernel's own backend `module` is loaded: it would take the same
 /// devices.
 pub fn refuse_if_loaded(module: &str) -> Result<(), Failure> {
@@ -232,6 +313,18 @@ fn check_module(sysfs: &Path, module: &str) -> Result<(), Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_process_at_a_time() {
+        let folder = std::env::temp_dir().join(format!("xen-backend-lock-{}", std::process::id()));
+        let held = lock(&folder, "x", Duration::ZERO).unwrap();
+        let error = lock(&folder, "x", Duration::ZERO).unwrap_err().to_string();
+        let pid = std::process::id().to_string();
+        assert!(error.contains(&pid), "{error}");
+        drop(held);
+        lock(&folder, "x", Duration::ZERO).unwrap();
+        fs::remove_dir_all(&folder).unwrap();
+    }
 
     #[test]
     fn a_loaded_module_is_refused_with_the_remedy() {
