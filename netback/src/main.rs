@@ -28,7 +28,7 @@ const NODE: &str = "/tool/xlrs/netback";
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    daemon::run("netback", &args.common, |ready| serve(ready))
+    daemon::run("netback", &args.common, serve)
 }
 
 fn serve(mut ready: Ready) -> Result<(), Failure> {
