@@ -51,6 +51,13 @@ impl Display for Stop {
 
 impl std::error::Error for Stop {}
 
+impl From<xen_hal::Error> for Stop {
+    /// The subject is to blame; the error says what was tried on whom.
+    fn from(error: xen_hal::Error) -> Stop {
+        Stop::Failed(error.to_string())
+    }
+}
+
 /// Turns an error or a missing value into a verdict that says what was tried.
 pub trait OrStop<T> {
     /// The subject is to blame.

@@ -56,11 +56,16 @@ impl Entry {
 
 /// All scenarios.
 pub fn entries() -> Vec<Entry> {
-    use cases::{bad_input, block, debian, http, lifecycle, stock_tools, store};
+    use cases::{bad_input, block, debian, device_nodes, http, lifecycle, stock_tools, store};
     let about_store = "nodes, transactions and watches of the store, through its socket";
     let about_block = "64 MiB through blkfront stand in the file behind it and read back the same";
     let about_http = "our guest serves 1 MiB over HTTP to dom0 with the right content";
     vec![
+        Entry::new(
+            "device-nodes",
+            "hypercalls, grants and events of dom0 do what the daemons and the toolstack rely on",
+            device_nodes::all,
+        ),
         Entry::new("store-ours", about_store, store::socket),
         Entry::new("store-stock", about_store, store::socket).stock(ALL_STOCK),
         Entry::new(

@@ -3,6 +3,7 @@
 pub mod bad_input;
 pub mod block;
 pub mod debian;
+pub mod device_nodes;
 pub mod http;
 pub mod lifecycle;
 pub mod stock_tools;
