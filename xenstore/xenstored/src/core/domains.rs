@@ -1,0 +1,209 @@
+//! Domains: introduced, released, shut down, dead, and what is left of them.
+
+use xen_sys::{DomId, Errno, Port};
+
+use super::acl::{Actor, DomLife};
+use super::ops::Ops;
+use super::path::{INTRODUCE_DOMAIN, RELEASE_DOMAIN, home};
+use super::tree::walk;
+use super::{Client, ConnId, Core, DomainState, Host};
+
+/// A domain that is connected or that some node's permissions name.
+#[derive(Debug)]
+pub(super) struct Domain {
+    /// Tells it from others of the same number.
+    pub life: u32,
+    /// Its connection, once introduced.
+    pub conn: Option<ConnId>,
+    /// Whether it is introduced; its connection may have been cut off all the same.
+    pub introduced: bool,
+    /// Whether its shutdown was told about.
+    pub shutdown: bool,
+}
+
+impl Core {
+    /// The domain that has this number now; `None` if there is none.
+    pub(super) fn life(&mut self, host: &mut dyn Host, dom: DomId) -> Option<DomLife> {
+        if dom == DomId::DOM0 {
+            return Some(DomLife::DOM0);
+        }
+        if !self.domains.contains_key(&dom) {
+            if !dom.is_ordinary() || !host.domain_exists(dom) {
+                return None;
+            }
+            // More than 2^32 domains do not fit the life of a host.
+            self.last_life += 1;
+            let domain = Domain {
+                life: self.last_life,
+                conn: None,
+                introduced: false,
+                shutdown: false,
+            };
+            self.domains.insert(dom, domain);
+        }
+        let life = self.domains.get(&dom)?.life;
+        Some(DomLife { dom, life })
+    }
+
+    /// INTRODUCE. A domain that is introduced already gets its port bound anew and begins afresh.
+    pub(super) fn introduce(
+        &mut self,
+        host: &mut dyn Host,
+        dom: DomId,
+        frame: u64,
+        port: Port,
+    ) -> Result<(), Errno> {
+        if port.0 == 0 || dom == DomId::DOM0 || !dom.is_ordinary() {
+            return Err(Errno::EINVAL);
+        }
+        let who = self.life(host, dom).ok_or(Errno::ENOENT)?;
+        let connected = self.domains.get(&dom).and_then(|domain| domain.conn);
+        if let Some(conn) = connected {
+            host.rebind(conn, dom, port)?;
+            self.reset(conn);
+            return Ok(());
+        }
+        let conn = host.connect(dom, frame, port)?;
+        let actor = Actor { who, target: None };
+        self.conns.insert(conn, Client::new(actor));
+        if let Some(domain) = self.domains.get_mut(&dom) {
+            domain.conn = Some(conn);
+            domain.introduced = true;
+            domain.shutdown = false;
+        }
+        Ok(())
+    }
+
+    /// Tells that a domain was introduced.
+    pub(super) fn introduced(&self, host: &mut dyn Host) {
+        self.fire_special(host, INTRODUCE_DOMAIN);
+    }
+
+    /// RELEASE: forgets a domain as if it were dead.
+    pub(super) fn release(&mut self, host: &mut dyn Host, dom: DomId) -> Result<(), Errno> {
+        if dom == DomId::DOM0 {
+            return Err(Errno::EINVAL);
+        }
+        if !self.is_introduced(dom) {
+            return Err(Errno::ENOENT);
+        }
+        self.end_life(host, dom);
+        Ok(())
+    }
+
+    /// Tells that a domain has gone or shut down.
+    pub(super) fn released(&self, host: &mut dyn Host) {
+        self.fire_special(host, RELEASE_DOMAIN);
+    }
+
+    /// Whether a domain was introduced and not yet released.
+    pub(super) fn is_introduced(&self, dom: DomId) -> bool {
+        dom == DomId::DOM0 || self.domains.get(&dom).is_some_and(|domain| domain.introduced)
+    }
+
+    /// RESUME: a shutdown to come is told about again.
+    pub(super) fn resume(&mut self, dom: DomId) -> Result<(), Errno> {
+        match self.domains.get_mut(&dom) {
+            Some(domain) if domain.introduced => {
+                domain.shutdown = false;
+                Ok(())
+            }
+            _ => Err(Errno::ENOENT),
+        }
+    }
+
+    /// SET_TARGET: `dom` gets the rights of `target` beside its own.
+    pub(super) fn set_target(&mut self, dom: DomId, target: DomId) -> Result<(), Errno> {
+        if dom == DomId::DOM0 || target == DomId::DOM0 {
+            return Err(Errno::EINVAL);
+        }
+        let life = |of: DomId| match self.domains.get(&of) {
+            Some(domain) if domain.introduced => Ok((domain.life, domain.conn)),
+            _ => Err(Errno::ENOENT),
+        };
+        let (_, conn) = life(dom)?;
+        let (target_life, _) = life(target)?;
+        let conn = conn.ok_or(Errno::ENOTCONN)?;
+        self.client(conn)?.actor.target = Some(DomLife {
+            dom: target,
+            life: target_life,
+        });
+        Ok(())
+    }
+
+    /// Some domain has died or shut down (`VIRQ_DOM_EXC`): finds out which, cleans up, tells once.
+    pub fn domains_changed(&mut self, host: &mut dyn Host) {
+        let states: std::collections::HashMap<_, _> = host.domain_states().into_iter().collect();
+        let mut dead = Vec::new();
+        let mut tell = false;
+        for (dom, domain) in &mut self.domains {
+            match states.get(dom).unwrap_or(&DomainState::Dying) {
+                DomainState::Running => domain.shutdown = false,
+                DomainState::Shutdown => {
+                    tell |= domain.introduced && !domain.shutdown;
+                    domain.shutdown = true;
+                }
+                DomainState::Dying => {
+                    tell |= domain.introduced;
+                    dead.push(*dom);
+                }
+            }
+        }
+        dead.sort_by_key(|dom| dom.0);
+        for dom in dead {
+            self.end_life(host, dom);
+        }
+        if tell {
+            self.released(host);
+        }
+    }
+
+    /// A domain's connection, its nodes and its rights go (XSA-419, XSA-322).
+    fn end_life(&mut self, host: &mut dyn Host, dom: DomId) {
+        let Some(domain) = self.domains.remove(&dom) else {
+            return;
+        };
+        if let Some(conn) = domain.conn {
+            self.reset(conn);
+            self.conns.remove(&conn);
+            host.disconnect(conn);
+        }
+        let who = DomLife {
+            dom,
+            life: domain.life,
+        };
+        for client in self.conns.values_mut() {
+            if client.actor.target == Some(who) {
+                client.actor.target = None;
+            }
+        }
+        self.purge(host, who);
+        self.owned.forget(who);
+    }
+
+    /// Removes the nodes that a domain owns, with all below them; looks at its home first, where nearly all are.
+    fn purge(&mut self, host: &mut dyn Host, who: DomLife) {
+        for top in [home(who.dom), "/".to_owned()] {
+            if self.owned.count(who) == 0 {
+                return;
+            }
+            let mut paths = Vec::new();
+            if let Some(node) = self.tree.get(&top) {
+                walk(&top, node, &mut |path, node, _| {
+                    let owned = node.acl().owner() == who;
+                    if owned && path != "/" {
+                        paths.push(path.to_owned());
+                    }
+                    !owned
+                });
+            }
+            let mut changes = Vec::new();
+            for path in paths {
+                let mut ops: Ops<'_> = self.ops(Actor::DOM0, &mut changes);
+                // The path was just found, and it is not the root.
+                let _ = ops.remove(&path);
+            }
+            self.fire(host, &changes);
+        }
+    }
+}

@@ -1,0 +1,50 @@
+//! What a guest may make us hold. dom0 is bound by none of these. Defaults are C xenstored's.
+
+/// The named maxima, each per guest unless it says otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Nodes owned.
+    pub nodes: u32,
+    /// Bytes of one node: 24, 8 for each permission entry, the value, and the children's names with a NUL each.
+    pub node_size: usize,
+    /// Watches.
+    pub watches: u32,
+    /// Open transactions.
+    pub transactions: u32,
+    /// Different nodes that one transaction reads or writes, and changes it makes.
+    pub transaction_nodes: usize,
+    /// Bytes of values that one transaction writes.
+    pub transaction_bytes: usize,
+    /// Entries of one permission list.
+    pub permissions: usize,
+    /// Bytes of replies and events that wait to be taken. Beyond it no request is taken up, and a guest for whom
+    /// still more events come is cut off.
+    pub queued_bytes: usize,
+}
+
+/// What C counts of a node beside its content (`struct xs_tdb_record_hdr`).
+const NODE_HEADER: usize = 24;
+/// What C counts of a permission entry (`struct xs_permissions`).
+const PERMISSION_ENTRY: usize = 8;
+
+impl Default for Limits {
+    fn default() -> Self {
+        Limits {
+            nodes: 1000,
+            node_size: 2048,
+            watches: 128,
+            transactions: 10,
+            transaction_nodes: 1024,
+            transaction_bytes: 256 << 10,
+            permissions: 5,
+            queued_bytes: 2 << 20,
+        }
+    }
+}
+
+impl Limits {
+    /// Whether a node of these sizes, in entries and bytes, is allowed.
+    pub fn node_fits(&self, permissions: usize, value: usize, names: usize) -> bool {
+        NODE_HEADER + PERMISSION_ENTRY * permissions + value + names < self.node_size
+    }
+}

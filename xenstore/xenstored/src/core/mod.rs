@@ -1,0 +1,258 @@
+//! The store without I/O: a connection and a request go in, replies, events and wishes to the world come out.
+//!
+//! Invariant: does no I/O, takes no lock, looks at no clock; the same calls give the same results.
+//! Invariant: no request of a guest panics, and what it makes us hold is bounded by [`Limits`].
+//! Invariant: a request takes effect as a whole or not at all.
+#![forbid(unsafe_code)]
+
+pub mod acl;
+mod control;
+mod domains;
+pub mod limits;
+pub mod ops;
+pub mod path;
+mod requests;
+pub mod transaction;
+pub mod tree;
+pub mod watch;
+
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use xen_sys::{DomId, Errno, Port};
+use xs_wire::{Access, Header, Op};
+
+use acl::{Acl, Actor, DomLife};
+use domains::Domain;
+use limits::Limits;
+use ops::{Change, Ops, Owned};
+use path::{INTRODUCE_DOMAIN, RELEASE_DOMAIN};
+use transaction::Transaction;
+use tree::Tree;
+use watch::Watches;
+
+/// One client's connection; numbers are not used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId(pub u64);
+
+/// What a domain is up to, as far as the store cares.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DomainState {
+    /// It lives.
+    Running,
+    /// It has shut down and waits for the toolstack.
+    Shutdown,
+    /// It is being torn down or is gone.
+    Dying,
+}
+
+/// A watch has fired for a connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The path that changed.
+    pub path: Arc<str>,
+    /// Bytes to leave out at its front.
+    pub skip: usize,
+    /// The watch's token.
+    pub token: Arc<[u8]>,
+}
+
+impl Event {
+    /// The path as the client is told.
+    pub fn shown_path(&self) -> &str {
+        self.path.get(self.skip..).unwrap_or_default()
+    }
+}
+
+/// The world, as the core asks for it.
+pub trait Host {
+    /// Whether there is a domain of this number, connected or not.
+    fn domain_exists(&mut self, dom: DomId) -> bool;
+    /// The state of every domain that exists.
+    fn domain_states(&mut self) -> Vec<(DomId, DomainState)>;
+    /// Maps a domain's ring and binds its port; the connection that requests will come from.
+    fn connect(&mut self, dom: DomId, frame: u64, port: Port) -> Result<ConnId, Errno>;
+    /// Binds a connected domain's port anew.
+    fn rebind(&mut self, conn: ConnId, dom: DomId, port: Port) -> Result<(), Errno>;
+    /// Gives up a domain's connection; no request may come from it any more.
+    fn disconnect(&mut self, conn: ConnId);
+    /// Queues the reply to a request.
+    fn reply(&mut self, conn: ConnId, op: Op, request: &Header, body: &[u8]);
+    /// Queues an event.
+    fn event(&mut self, conn: ConnId, event: Event);
+    /// Shows a line in the daemon's log.
+    fn log(&mut self, line: &str);
+}
+
+/// The store.
+#[derive(Debug)]
+pub struct Core {
+    limits: Limits,
+    tree: Tree,
+    owned: Owned,
+    conns: HashMap<ConnId, Client>,
+    domains: HashMap<DomId, Domain>,
+    watches: Watches,
+    introduce_acl: Acl,
+    release_acl: Acl,
+    last_life: u32,
+    last_transaction: u32,
+}
+
+/// What is kept of a connection.
+#[derive(Debug)]
+struct Client {
+    actor: Actor,
+    /// The paths of its watches, with how many there are on each.
+    watched: HashMap<Arc<str>, u32>,
+    watch_count: u32,
+    transactions: HashMap<u32, Transaction>,
+}
+
+impl Core {
+    /// A store with nothing but the nodes that every store has.
+    pub fn new(limits: Limits) -> Core {
+        let acl = Acl::dom0(Access::None);
+        let mut tree = Tree::new(acl.clone());
+        tree.insert("/", "tool", b"", acl.clone());
+        tree.insert("/tool", "xenstored", b"", acl.clone());
+        Core {
+            limits,
+            tree,
+            owned: Owned::default(),
+            conns: HashMap::new(),
+            domains: HashMap::new(),
+            watches: Watches::default(),
+            introduce_acl: acl.clone(),
+            release_acl: acl,
+            last_life: 0,
+            last_transaction: 0,
+        }
+    }
+
+    /// A new connection of dom0's: a socket client, or its kernel's ring.
+    pub fn attach_dom0(&mut self, conn: ConnId) {
+        self.conns.insert(conn, Client::new(Actor::DOM0));
+    }
+
+    /// A connection has ended: its watches and transactions go with it.
+    pub fn detach(&mut self, conn: ConnId) {
+        self.reset(conn);
+        self.conns.remove(&conn);
+        for domain in self.domains.values_mut() {
+            if domain.conn == Some(conn) {
+                domain.conn = None;
+            }
+        }
+    }
+
+    /// How much a connection may let wait before it is not listened to; guests beyond it are cut off.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    /// The tree, for looking at.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    fn client(&mut self, conn: ConnId) -> Result<&mut Client, Errno> {
+        self.conns.get_mut(&conn).ok_or(Errno::ENOTCONN)
+    }
+
+    fn actor(&self, conn: ConnId) -> Result<Actor, Errno> {
+        self.conns
+            .get(&conn)
+            .map(|client| client.actor)
+            .ok_or(Errno::ENOTCONN)
+    }
+
+    /// The live tree to work on.
+    fn ops<'a>(&'a mut self, actor: Actor, changes: &'a mut Vec<Change>) -> Ops<'a> {
+        Ops {
+            tree: &mut self.tree,
+            actor,
+            limits: &self.limits,
+            owned_before: 0,
+            owned: &mut self.owned,
+            changes,
+            reads: None,
+        }
+    }
+
+    /// Drops a connection's watches and transactions.
+    fn reset(&mut self, conn: ConnId) {
+        if let Some(client) = self.conns.get_mut(&conn) {
+            for path in client.watched.keys() {
+                self.watches.remove_all(path, conn);
+            }
+            client.watched.clear();
+            client.watch_count = 0;
+            client.transactions.clear();
+        }
+    }
+
+    /// Tells the watches what has changed: each whose owner may read the node or its parent, before or after.
+    fn fire(&self, host: &mut dyn Host, changes: &[Change]) {
+        for change in changes {
+            for watch in self.watches.matching(&change.path, change.exact) {
+                let Some(client) = self.conns.get(&watch.conn) else {
+                    continue;
+                };
+                let readable = |acl: &Acl| acl.allows(&client.actor, acl::Right::Read);
+                if change.readable_by.iter().any(readable) {
+                    let event = Event {
+                        path: change.path.clone(),
+                        skip: watch.prefix,
+                        token: watch.token.clone(),
+                    };
+                    host.event(watch.conn, event);
+                }
+            }
+        }
+    }
+
+    fn fire_special(&self, host: &mut dyn Host, name: &str) {
+        let acl = match name {
+            INTRODUCE_DOMAIN => &self.introduce_acl,
+            _ => &self.release_acl,
+        };
+        let change = Change {
+            path: name.into(),
+            exact: false,
+            readable_by: vec![acl.clone()],
+        };
+        self.fire(host, &[change]);
+    }
+
+    /// A special name's permissions.
+    fn special_acl(&mut self, name: &str) -> Result<&mut Acl, Errno> {
+        match name {
+            INTRODUCE_DOMAIN => Ok(&mut self.introduce_acl),
+            RELEASE_DOMAIN => Ok(&mut self.release_acl),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    fn is_alive(&self, who: DomLife) -> bool {
+        who == DomLife::DOM0
+            || self
+                .domains
+                .get(&who.dom)
+                .is_some_and(|domain| domain.life == who.life)
+    }
+}
+
+impl Client {
+    fn new(actor: Actor) -> Client {
+        Client {
+            actor,
+            watched: HashMap::new(),
+            watch_count: 0,
+            transactions: HashMap::new(),
+        }
+    }
+}

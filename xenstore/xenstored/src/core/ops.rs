@@ -1,0 +1,259 @@
+//! The operations on nodes, with permissions and quotas: the same code for the live tree, for a transaction's copy
+//! and for a transaction's replay at commit. Every check comes before the first effect (XSA-272).
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use xen_sys::Errno;
+
+use super::acl::{Acl, Actor, DomLife, Right};
+use super::limits::Limits;
+use super::path;
+use super::transaction::{READ_ACL, READ_EXISTS, ReadSet};
+use super::tree::{Node, Tree, walk};
+
+/// A node has changed in a way that watches tell about.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// The node, or a special name.
+    pub path: Arc<str>,
+    /// Only watches on this very path are told: the node went because one above it was removed.
+    pub exact: bool,
+    /// Who may know: those who can read one of these.
+    pub readable_by: Vec<Acl>,
+}
+
+/// How many nodes each domain owns, or how that number changes. dom0 is not counted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Owned(HashMap<DomLife, i64>);
+
+/// A tree to work on for one actor.
+pub struct Ops<'a> {
+    /// The tree.
+    pub tree: &'a mut Tree,
+    /// Who asks.
+    pub actor: Actor,
+    /// What guests may use.
+    pub limits: &'a Limits,
+    /// How many nodes the actor owns beside `owned`.
+    pub owned_before: i64,
+    /// Changes of ownership are counted here.
+    pub owned: &'a mut Owned,
+    /// Changes are noted here.
+    pub changes: &'a mut Vec<Change>,
+    /// What was seen is noted here, in a transaction.
+    pub reads: Option<&'a mut ReadSet>,
+}
+
+impl Ops<'_> {
+    /// A node to read a part of: value, children's names or permissions (`READ_*`).
+    pub fn look(&mut self, path: &str, part: u8) -> Result<&Node, Errno> {
+        self.access(path, Right::Read, part)
+    }
+
+    /// Writes a value; makes the node and its parents if absent.
+    pub fn write(&mut self, path: &str, value: &[u8]) -> Result<(), Errno> {
+        match self.access(path, Right::Write, READ_EXISTS) {
+            Ok(node) => {
+                let (acl, names) = (node.acl().clone(), node.names_len());
+                self.check_size(acl.len(), value.len(), names)?;
+                self.tree.set_value(path, value);
+                self.changed(path, acl, None);
+                Ok(())
+            }
+            Err(Errno::ENOENT) => self.create(path, value),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Makes an empty node and its parents; nothing happens if it is there.
+    pub fn mkdir(&mut self, path: &str) -> Result<(), Errno> {
+        match self.access(path, Right::Write, READ_EXISTS) {
+            Ok(_) => Ok(()),
+            Err(Errno::ENOENT) => self.create(path, b""),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes a node and all below. An absent node is an error only if its parent is absent too.
+    pub fn rm(&mut self, path: &str) -> Result<(), Errno> {
+        match self.access(path, Right::Write, READ_EXISTS) {
+            Ok(_) => self.remove(path),
+            Err(Errno::ENOENT) => {
+                let parent = path::parent(path).ok_or(Errno::ENOENT)?;
+                self.note(parent, READ_EXISTS);
+                self.tree.get(parent).map(drop).ok_or(Errno::ENOENT)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Removes an existing node and all below, whoever asks.
+    pub fn remove(&mut self, path: &str) -> Result<(), Errno> {
+        let parent_path = path::parent(path).ok_or(Errno::EINVAL)?;
+        let above = self.tree.get(parent_path).map(|node| node.acl().clone());
+        let node = self.tree.remove(path).ok_or(Errno::ENOENT)?;
+        let (owned, changes) = (&mut *self.owned, &mut *self.changes);
+        walk(path, &node, &mut |at, node, parent| {
+            owned.add(node.acl().owner(), -1);
+            let parent = parent.map(|parent| parent.acl().clone()).or(above.clone());
+            changes.push(Change {
+                path: at.into(),
+                exact: at.len() > path.len(),
+                readable_by: [node.acl().clone()].into_iter().chain(parent).collect(),
+            });
+            true
+        });
+        Ok(())
+    }
+
+    /// Replaces a node's permissions: only its owner may, and a guest may not give it away (XSA-352).
+    pub fn set_permissions(&mut self, path: &str, acl: Acl) -> Result<(), Errno> {
+        if !self.actor.is_privileged() && acl.len() > self.limits.permissions {
+            return Err(Errno::ENOSPC);
+        }
+        let node = self.access(path, Right::Own, READ_EXISTS)?;
+        let old = node.acl().clone();
+        let (value, names) = (node.value().len(), node.names_len());
+        if !self.actor.is_privileged() && acl.owner() != old.owner() {
+            return Err(Errno::EPERM);
+        }
+        self.check_size(acl.len(), value, names)?;
+        self.owned.add(old.owner(), -1);
+        self.owned.add(acl.owner(), 1);
+        self.tree.set_acl(path, acl.clone());
+        self.changed(path, acl, Some(old));
+        Ok(())
+    }
+
+    fn create(&mut self, path: &str, value: &[u8]) -> Result<(), Errno> {
+        let (found, node) = self.tree.nearest(path);
+        let above = node.acl().clone();
+        let found_len = if found == "/" { 0 } else { found.len() };
+        let fresh = path::names(&path[found_len..]).count();
+        let acl = above.inherited_by(&self.actor);
+        if !self.actor.is_privileged() {
+            let owned = self.owned_before + self.owned.count(self.actor.who);
+            if owned + fresh as i64 > i64::from(self.limits.nodes) {
+                return Err(Errno::ENOSPC);
+            }
+            // Each new node has its one child's name, except the last, which has the value.
+            let mut above = Some((above.len(), node.value().len(), node.names_len()));
+            for name in path::names(&path[found_len..]) {
+                let (acl_len, value, names) = above.take().unwrap_or((acl.len(), 0, 0));
+                self.check_size(acl_len, value, names + name.len() + 1)?;
+            }
+            self.check_size(acl.len(), value.len(), 0)?;
+        }
+        self.note(found, READ_EXISTS);
+        let mut parent = String::from(found);
+        let mut left = fresh;
+        for name in path::names(&path[found_len..]) {
+            left -= 1;
+            let value = if left == 0 { value } else { b"" };
+            self.tree.insert(&parent, name, value, acl.clone());
+            parent = path::join(&parent, name);
+        }
+        self.owned.add(acl.owner(), fresh as i64);
+        self.changed(path, acl, None);
+        Ok(())
+    }
+
+    /// The node if the actor has the right. EACCES if not; for an absent node ENOENT only if the actor has the
+    /// right on the nearest node above, so that nobody learns what is in a foreign directory.
+    fn access(&mut self, path: &str, right: Right, seen: u8) -> Result<&Node, Errno> {
+        let (found, node) = self.tree.nearest(path);
+        let allowed = node.acl().allows(&self.actor, right);
+        let exists = found.len() == path.len();
+        let rights = if self.actor.is_privileged() { 0 } else { READ_ACL };
+        if exists {
+            self.note(path, seen | rights);
+        } else {
+            self.note(path, READ_EXISTS);
+            if rights != 0 {
+                // A node that appears in between could hide what is below.
+                let missing = first_below(found, path);
+                self.note(missing, READ_EXISTS);
+                self.note(found, rights);
+            }
+        }
+        self.check_reads()?;
+        match (allowed, exists) {
+            (true, true) => Ok(self.tree.get(path).ok_or(Errno::ENOENT)?),
+            (true, false) => Err(Errno::ENOENT),
+            (false, _) => Err(Errno::EACCES),
+        }
+    }
+
+    fn changed(&mut self, path: &str, acl: Acl, old: Option<Acl>) {
+        let parent = path::parent(path).and_then(|parent| self.tree.get(parent));
+        let parent = parent.map(|node| node.acl().clone());
+        self.changes.push(Change {
+            path: path.into(),
+            exact: false,
+            readable_by: [acl].into_iter().chain(old).chain(parent).collect(),
+        });
+    }
+
+    fn note(&mut self, path: &str, seen: u8) {
+        if let Some(reads) = &mut self.reads {
+            reads.note(path, seen);
+        }
+    }
+
+    fn check_reads(&self) -> Result<(), Errno> {
+        match &self.reads {
+            Some(reads)
+                if !self.actor.is_privileged() && reads.len() > self.limits.transaction_nodes =>
+            {
+                Err(Errno::ENOSPC)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn check_size(&self, permissions: usize, value: usize, names: usize) -> Result<(), Errno> {
+        if self.actor.is_privileged() || self.limits.node_fits(permissions, value, names) {
+            return Ok(());
+        }
+        Err(Errno::ENOSPC)
+    }
+}
+
+/// The path one level below `found` on the way to `path`.
+fn first_below<'p>(found: &str, path: &'p str) -> &'p str {
+    let start = if found == "/" { 1 } else { found.len() + 1 };
+    let rest = path.get(start..).unwrap_or_default();
+    &path[..start + rest.find('/').unwrap_or(rest.len())]
+}
+
+impl Owned {
+    /// How many.
+    pub fn count(&self, who: DomLife) -> i64 {
+        self.0.get(&who).copied().unwrap_or(0)
+    }
+
+    /// Counts `by` more.
+    pub fn add(&mut self, who: DomLife, by: i64) {
+        if who == DomLife::DOM0 {
+            return;
+        }
+        let count = self.0.entry(who).or_default();
+        *count += by;
+        if *count == 0 {
+            self.0.remove(&who);
+        }
+    }
+
+    /// Counts all of `other` as well.
+    pub fn add_all(&mut self, other: &Owned) {
+        for (who, by) in &other.0 {
+            self.add(*who, *by);
+        }
+    }
+
+    /// Forgets a domain.
+    pub fn forget(&mut self, who: DomLife) {
+        self.0.remove(&who);
+    }
+}

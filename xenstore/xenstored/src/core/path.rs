@@ -1,0 +1,177 @@
+//! Paths: checked once when a request comes in, absolute from then on.
+
+use std::borrow::Cow;
+
+use xen_sys::{DomId, Errno};
+use xs_wire::{ABS_PATH_MAX, REL_PATH_MAX};
+
+/// A special name that says a domain was introduced.
+pub const INTRODUCE_DOMAIN: &str = "@introduceDomain";
+/// A special name that says a domain was released, has shut down or died.
+pub const RELEASE_DOMAIN: &str = "@releaseDomain";
+
+/// Most bytes of a special name.
+const SPECIAL_MAX: usize = 64;
+
+/// A path of a request after its check.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Checked<'a> {
+    /// An absolute path; `prefix` is how many of its bytes were put before a relative one, with the slash.
+    Node {
+        /// The absolute path.
+        path: Cow<'a, str>,
+        /// Bytes of `/local/domain/N/`, 0 if the path was absolute.
+        prefix: usize,
+    },
+    /// A name that begins with `@`.
+    Special(&'a str),
+}
+
+/// A domain's home directory.
+pub fn home(dom: DomId) -> String {
+    format!("/local/domain/{dom}")
+}
+
+/// Checks a path as it stands on the wire; a relative one belongs to `dom`'s home. EINVAL for empty names, a
+/// slash at the end, foreign characters, or one too long: 3072 bytes absolute, 2048 relative, where the
+/// joined path must fit the former as well (XSA-323).
+pub fn check(dom: DomId, raw: &[u8]) -> Result<Checked<'_>, Errno> {
+    let text = core::str::from_utf8(raw).map_err(|_| Errno::EINVAL)?;
+    if text.starts_with('@') {
+        let fits = text.len() <= SPECIAL_MAX && text.bytes().all(is_name_byte_or_slash);
+        return fits.then_some(Checked::Special(text)).ok_or(Errno::EINVAL);
+    }
+    if text == "/" {
+        let path = Cow::Borrowed(text);
+        return Ok(Checked::Node { path, prefix: 0 });
+    }
+    let relative = !text.starts_with('/');
+    if relative && text.len() > REL_PATH_MAX {
+        return Err(Errno::EINVAL);
+    }
+    let (path, prefix) = if relative {
+        let mut path = home(dom);
+        path.push('/');
+        let prefix = path.len();
+        path.push_str(text);
+        (Cow::Owned(path), prefix)
+    } else {
+        (Cow::Borrowed(text), 0)
+    };
+    if path.len() > ABS_PATH_MAX || !names(&path).all(is_name) {
+        return Err(Errno::EINVAL);
+    }
+    Ok(Checked::Node { path, prefix })
+}
+
+/// The names in an absolute path, from the root down; none for `/`.
+pub fn names(path: &str) -> impl Iterator<Item = &str> {
+    path.strip_prefix('/')
+        .filter(|rest| !rest.is_empty())
+        .into_iter()
+        .flat_map(|rest| rest.split('/'))
+}
+
+/// The path itself and all above it, up to `/`.
+pub fn with_ancestors(path: &str) -> impl Iterator<Item = &str> {
+    core::iter::successors(Some(path), |path| parent(path))
+}
+
+/// The path one level up; `/` has none.
+pub fn parent(path: &str) -> Option<&str> {
+    split(path).map(|(parent, _)| parent)
+}
+
+/// Parent and name; `/` has neither.
+pub fn split(path: &str) -> Option<(&str, &str)> {
+    if path == "/" {
+        return None;
+    }
+    let at = path.rfind('/')?;
+    Some((if at == 0 { "/" } else { &path[..at] }, &path[at + 1..]))
+}
+
+/// A child's path.
+pub fn join(parent: &str, name: &str) -> String {
+    let slash = if parent == "/" { "" } else { "/" };
+    format!("{parent}{slash}{name}")
+}
+
+fn is_name(name: &str) -> bool {
+    !name.is_empty() && name.bytes().all(|b| b != b'/' && is_name_byte_or_slash(b))
+}
+
+fn is_name_byte_or_slash(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-/_@".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn absolute(raw: &[u8]) -> Result<String, Errno> {
+        match check(DomId(7), raw)? {
+            Checked::Node { path, .. } => Ok(path.into_owned()),
+            Checked::Special(name) => Ok(name.to_owned()),
+        }
+    }
+
+    #[test]
+    fn paths() {
+        for (raw, path) in [
+            ("/", "/"),
+            ("/a", "/a"),
+            ("/a/b@c_D-9", "/a/b@c_D-9"),
+            ("a", "/local/domain/7/a"),
+            ("a/b", "/local/domain/7/a/b"),
+            ("@releaseDomain", "@releaseDomain"),
+        ] {
+            assert_eq!(absolute(raw.as_bytes()).as_deref(), Ok(path));
+        }
+        for raw in [
+            "", "//", "/a/", "a/", "/a//b", "//a", "/a b", "/a.b", "/ä", "/a\n", "@a b",
+        ] {
+            assert_eq!(absolute(raw.as_bytes()), Err(Errno::EINVAL), "{raw:?}");
+        }
+        assert_eq!(absolute(b"/\xff"), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn lengths() {
+        let long = |head: &str, len: usize| format!("{head}{}", "x".repeat(len - head.len()));
+        for (path, ok) in [
+            (long("/", ABS_PATH_MAX), true),
+            (long("/", ABS_PATH_MAX + 1), false),
+            (long("x", REL_PATH_MAX), true),
+            (long("x", REL_PATH_MAX + 1), false),
+            (long("@", SPECIAL_MAX), true),
+            (long("@", SPECIAL_MAX + 1), false),
+        ] {
+            assert_eq!(absolute(path.as_bytes()).is_ok(), ok, "{}", path.len());
+        }
+    }
+
+    #[test]
+    fn parts() {
+        assert_eq!(names("/").count(), 0);
+        assert_eq!(names("/a/b").collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(with_ancestors("/a/b").collect::<Vec<_>>(), ["/a/b", "/a", "/"]);
+        assert_eq!(split("/"), None);
+        assert_eq!(split("/a"), Some(("/", "a")));
+        assert_eq!(split("/a/b"), Some(("/a", "b")));
+        assert_eq!(join("/", "a"), "/a");
+        assert_eq!(join("/a", "b"), "/a/b");
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes(raw in proptest::collection::vec(any::<u8>(), 0..40)) {
+            if let Ok(path) = absolute(&raw) {
+                prop_assert!(path.len() <= ABS_PATH_MAX);
+                // What was accepted stays as it is.
+                prop_assert_eq!(absolute(path.as_bytes()), Ok(path));
+            }
+        }
+    }
+}

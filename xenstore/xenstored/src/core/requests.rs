@@ -1,0 +1,408 @@
+//! Requests: what each operation does and answers. The reply to a request is queued before the events it causes.
+
+use std::sync::Arc;
+
+use xen_sys::{DomId, Errno, Port};
+use xs_wire::{
+    ABS_PATH_MAX, Header, Op, PAYLOAD_MAX, Permission, Request, TxId, encode_permissions,
+};
+
+use super::acl::{Acl, Actor, Entry};
+use super::ops::Change;
+use super::path::{self, Checked};
+use super::transaction::{READ_ACL, READ_NAMES, READ_VALUE, Transaction, Update};
+use super::tree::Node;
+use super::watch::Watch;
+use super::{ConnId, Core, Event, Host};
+
+/// Most bytes of a watch's token: so that the event of the longest path still fits a message (XSA-324).
+pub const TOKEN_MAX: usize = PAYLOAD_MAX - ABS_PATH_MAX - 2;
+
+/// What a request comes to, beside its reply.
+enum Outcome {
+    /// `OK`, then these events.
+    Done(Vec<Change>),
+    /// This payload.
+    Payload(Vec<u8>),
+    /// `OK`, then the first event of a new watch.
+    Watching(Event),
+    /// `OK`, then @introduceDomain.
+    Introduced,
+    /// `OK`, then @releaseDomain.
+    Released,
+}
+
+impl Core {
+    /// Carries out a request and queues its reply, then the events it causes. Nothing happens if the connection is
+    /// not attached.
+    pub fn request(&mut self, host: &mut dyn Host, conn: ConnId, header: &Header, body: &[u8]) {
+        let Ok(actor) = self.actor(conn) else {
+            return;
+        };
+        let result = self.dispatch(host, conn, actor, header, body);
+        let op = Op::from_code(header.op).unwrap_or(Op::Error);
+        match result {
+            Err(errno) => {
+                // A number without a name would not be understood.
+                let name = errno.name().unwrap_or("EIO");
+                let body = [name.as_bytes(), b"\0"].concat();
+                host.reply(conn, Op::Error, header, &body);
+            }
+            Ok(None) => {}
+            Ok(Some(Outcome::Payload(body))) => host.reply(conn, op, header, &body),
+            Ok(Some(outcome)) => {
+                host.reply(conn, op, header, b"OK\0");
+                match outcome {
+                    Outcome::Done(changes) => self.fire(host, &changes),
+                    Outcome::Watching(event) => host.event(conn, event),
+                    Outcome::Introduced => self.introduced(host),
+                    Outcome::Released => self.released(host),
+                    Outcome::Payload(_) => {}
+                }
+            }
+        }
+    }
+
+    /// `None` if the reply was queued already.
+    fn dispatch(
+        &mut self,
+        host: &mut dyn Host,
+        conn: ConnId,
+        actor: Actor,
+        header: &Header,
+        body: &[u8],
+    ) -> Result<Option<Outcome>, Errno> {
+        let op = Op::from_code(header.op).ok_or(Errno::ENOSYS)?;
+        let tx = header.tx_id;
+        let done = |changes| Ok(Some(Outcome::Done(changes)));
+        match Request::parse(op, body)? {
+            Request::Read(raw) => {
+                self.show(conn, actor, tx, raw, READ_VALUE, |node| {
+                    host.reply(conn, op, header, node.value());
+                    Ok(())
+                })?;
+                Ok(None)
+            }
+            Request::Directory(raw) => {
+                self.show(conn, actor, tx, raw, READ_NAMES, |node| {
+                    if node.names_len() > PAYLOAD_MAX {
+                        return Err(Errno::E2BIG);
+                    }
+                    host.reply(conn, op, header, &listing(node));
+                    Ok(())
+                })?;
+                Ok(None)
+            }
+            Request::DirectoryPart(raw, offset) => {
+                let piece =
+                    self.show(conn, actor, tx, raw, READ_NAMES, |node| {
+                        Ok(listing_part(node, offset))
+                    })?;
+                Ok(Some(Outcome::Payload(piece)))
+            }
+            Request::GetPerms(raw) => self.get_permissions(conn, actor, tx, raw),
+            Request::SetPerms(raw, list) => {
+                let acl = self.acl(host, list)?;
+                if let Checked::Special(name) = path::check(actor.who.dom, raw)? {
+                    if !actor.is_privileged() {
+                        return Err(Errno::EACCES);
+                    }
+                    *self.special_acl(name)? = acl;
+                    return done(Vec::new());
+                }
+                self.update(conn, actor, tx, raw, |path| Update::SetPermissions(path, acl))
+            }
+            Request::Write(raw, value) => {
+                self.update(conn, actor, tx, raw, |path| Update::Write(path, value.into()))
+            }
+            Request::Mkdir(raw) => self.update(conn, actor, tx, raw, Update::Mkdir),
+            Request::Rm(raw) => self.update(conn, actor, tx, raw, Update::Rm),
+            Request::TransactionStart => self.start(conn, tx).map(Some),
+            Request::TransactionEnd(commit) => self.end(conn, tx, commit).map(Some),
+            Request::Watch(raw, token, depth) => {
+                self.watch(conn, actor, raw, token, depth).map(Some)
+            }
+            Request::Unwatch(raw, token) => {
+                self.unwatch(conn, actor, raw, token)?;
+                done(Vec::new())
+            }
+            Request::ResetWatches => {
+                self.reset(conn);
+                done(Vec::new())
+            }
+            Request::GetDomainPath(dom) => {
+                let path = path::home(dom) + "\0";
+                Ok(Some(Outcome::Payload(path.into_bytes())))
+            }
+            Request::Control(_)
+            | Request::Introduce(..)
+            | Request::Release(_)
+            | Request::Resume(_)
+            | Request::SetTarget(..)
+            | Request::IsDomainIntroduced(_)
+                if !actor.is_privileged() =>
+            {
+                Err(Errno::EACCES)
+            }
+            Request::Control(words) => self.control(host, &words).map(|text| {
+                Some(Outcome::Payload([text.as_bytes(), b"\0"].concat()))
+            }),
+            Request::Introduce(dom, frame, port) => {
+                self.handle_introduce(host, dom, frame, port).map(Some)
+            }
+            Request::Release(dom) => {
+                self.release(host, dom)?;
+                Ok(Some(Outcome::Released))
+            }
+            Request::Resume(dom) => {
+                self.resume(dom)?;
+                done(Vec::new())
+            }
+            Request::SetTarget(dom, target) => {
+                self.set_target(dom, target)?;
+                done(Vec::new())
+            }
+            Request::IsDomainIntroduced(dom) => {
+                let answer = if self.is_introduced(dom) { b"T\0" } else { b"F\0" };
+                Ok(Some(Outcome::Payload(answer.to_vec())))
+            }
+        }
+    }
+
+    fn handle_introduce(
+        &mut self,
+        host: &mut dyn Host,
+        dom: DomId,
+        frame: u64,
+        port: Port,
+    ) -> Result<Outcome, Errno> {
+        let again = self.is_introduced(dom);
+        self.introduce(host, dom, frame, port)?;
+        Ok(if again {
+            Outcome::Done(Vec::new())
+        } else {
+            Outcome::Introduced
+        })
+    }
+
+    /// Shows a node, of which `part` is looked at.
+    fn show<T>(
+        &mut self,
+        conn: ConnId,
+        actor: Actor,
+        tx: u32,
+        raw: &[u8],
+        part: u8,
+        show: impl FnOnce(&Node) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        let path = node_path(actor, raw)?;
+        if tx == 0 {
+            let mut nothing = Vec::new();
+            return show(self.ops(actor, &mut nothing).look(&path, part)?);
+        }
+        let client = self.conns.get_mut(&conn).ok_or(Errno::ENOTCONN)?;
+        let transaction = client.transactions.get_mut(&tx).ok_or(Errno::ENOENT)?;
+        show(transaction.ops(&self.limits, &self.owned).look(&path, part)?)
+    }
+
+    /// Makes a change, in the live tree or in a transaction.
+    fn update(
+        &mut self,
+        conn: ConnId,
+        actor: Actor,
+        tx: u32,
+        raw: &[u8],
+        update: impl FnOnce(Box<str>) -> Update,
+    ) -> Result<Option<Outcome>, Errno> {
+        let update = update(node_path(actor, raw)?.into());
+        let mut changes = Vec::new();
+        if tx == 0 {
+            update.apply(&mut self.ops(actor, &mut changes))?;
+        } else {
+            let client = self.conns.get_mut(&conn).ok_or(Errno::ENOTCONN)?;
+            let transaction = client.transactions.get_mut(&tx).ok_or(Errno::ENOENT)?;
+            transaction.update(update, &self.limits, &self.owned)?;
+        }
+        Ok(Some(Outcome::Done(changes)))
+    }
+
+    fn get_permissions(
+        &mut self,
+        conn: ConnId,
+        actor: Actor,
+        tx: u32,
+        raw: &[u8],
+    ) -> Result<Option<Outcome>, Errno> {
+        let acl = match path::check(actor.who.dom, raw)? {
+            Checked::Special(_) if !actor.is_privileged() => return Err(Errno::EACCES),
+            Checked::Special(name) => self.special_acl(name)?.clone(),
+            Checked::Node { .. } => {
+                self.show(conn, actor, tx, raw, READ_ACL, |node| {
+                    Ok(node.acl().clone())
+                })?
+            }
+        };
+        let mut body = Vec::new();
+        encode_permissions(&acl.permissions(|who| self.is_alive(who)), &mut body);
+        Ok(Some(Outcome::Payload(body)))
+    }
+
+    /// The list as kept inside. ENOENT if it names a domain that does not exist.
+    fn acl(&mut self, host: &mut dyn Host, list: Vec<Permission>) -> Result<Acl, Errno> {
+        let entries: Option<Vec<Entry>> = list
+            .into_iter()
+            .map(|Permission { dom, access }| {
+                let who = self.life(host, dom)?;
+                Some(Entry { who, access })
+            })
+            .collect();
+        Acl::new(entries.ok_or(Errno::ENOENT)?).ok_or(Errno::EINVAL)
+    }
+
+    fn start(&mut self, conn: ConnId, tx: u32) -> Result<Outcome, Errno> {
+        if tx != 0 {
+            return Err(Errno::EBUSY);
+        }
+        let most = self.limits.transactions as usize;
+        let client = self.conns.get_mut(&conn).ok_or(Errno::ENOTCONN)?;
+        if !client.actor.is_privileged() && client.transactions.len() >= most {
+            return Err(Errno::ENOSPC);
+        }
+        let id = loop {
+            self.last_transaction = self.last_transaction.wrapping_add(1);
+            if self.last_transaction != 0
+                && !client.transactions.contains_key(&self.last_transaction)
+            {
+                break self.last_transaction;
+            }
+        };
+        let transaction = Transaction::new(client.actor, &self.tree);
+        client.transactions.insert(id, transaction);
+        Ok(Outcome::Payload(format!("{id}\0").into_bytes()))
+    }
+
+    fn end(&mut self, conn: ConnId, tx: u32, commit: bool) -> Result<Outcome, Errno> {
+        let transaction = self.client(conn)?.transactions.remove(&tx);
+        let transaction = transaction.ok_or(Errno::ENOENT)?;
+        if !commit {
+            return Ok(Outcome::Done(Vec::new()));
+        }
+        transaction
+            .commit(&mut self.tree, &mut self.owned, &self.limits)
+            .map(Outcome::Done)
+    }
+
+    fn watch(
+        &mut self,
+        conn: ConnId,
+        actor: Actor,
+        raw: &[u8],
+        token: &[u8],
+        depth: Option<u32>,
+    ) -> Result<Outcome, Errno> {
+        let (path, prefix) = watch_path(actor, raw)?;
+        if token.len() > TOKEN_MAX {
+            return Err(Errno::EINVAL);
+        }
+        let most = self.limits.watches;
+        let client = self.client(conn)?;
+        if !actor.is_privileged() && client.watch_count >= most {
+            return Err(Errno::ENOSPC);
+        }
+        let token: Arc<[u8]> = token.into();
+        let watch = Watch {
+            conn,
+            token: token.clone(),
+            prefix,
+            depth,
+        };
+        if !self.watches.add(&path, watch) {
+            return Err(Errno::EEXIST);
+        }
+        let path: Arc<str> = path.into();
+        let client = self.client(conn)?;
+        client.watch_count += 1;
+        *client.watched.entry(path.clone()).or_default() += 1;
+        Ok(Outcome::Watching(Event {
+            path,
+            skip: prefix,
+            token,
+        }))
+    }
+
+    fn unwatch(
+        &mut self,
+        conn: ConnId,
+        actor: Actor,
+        raw: &[u8],
+        token: &[u8],
+    ) -> Result<(), Errno> {
+        let (path, _) = watch_path(actor, raw)?;
+        if !self.watches.remove(&path, conn, token) {
+            return Err(Errno::ENOENT);
+        }
+        let client = self.client(conn)?;
+        client.watch_count -= 1;
+        if let Some(count) = client.watched.get_mut(&*path) {
+            *count -= 1;
+            if *count == 0 {
+                client.watched.remove(&*path);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether this is the number of one of the connection's open transactions.
+    pub fn has_transaction(&self, conn: ConnId, tx: TxId) -> bool {
+        self.conns
+            .get(&conn)
+            .is_some_and(|client| client.transactions.contains_key(&tx.0.get()))
+    }
+}
+
+/// The path of an ordinary node.
+fn node_path(actor: Actor, raw: &[u8]) -> Result<std::borrow::Cow<'_, str>, Errno> {
+    match path::check(actor.who.dom, raw)? {
+        Checked::Node { path, .. } => Ok(path),
+        Checked::Special(_) => Err(Errno::EINVAL),
+    }
+}
+
+/// The path of a watch, with how many bytes at its front the client did not give.
+fn watch_path(actor: Actor, raw: &[u8]) -> Result<(String, usize), Errno> {
+    Ok(match path::check(actor.who.dom, raw)? {
+        Checked::Node { path, prefix } => (path.into_owned(), prefix),
+        Checked::Special(name) => (name.to_owned(), 0),
+    })
+}
+
+/// All names, each with a NUL.
+fn listing(node: &Node) -> Vec<u8> {
+    let mut names = Vec::with_capacity(node.names_len());
+    for child in node.children() {
+        names.extend_from_slice(child.name().as_bytes());
+        names.push(0);
+    }
+    names
+}
+
+/// A generation number, then as many whole names from `offset` on as fit a message, and an empty one at the end of
+/// the list.
+fn listing_part(node: &Node, offset: u64) -> Vec<u8> {
+    let mut body = format!("{}\0", node.children_generation()).into_bytes();
+    let mut at = 0;
+    for child in node.children() {
+        let len = child.name().len() + 1;
+        if at >= offset {
+            // The byte that is kept free is for the end mark.
+            if body.len() + len + 1 > PAYLOAD_MAX {
+                return body;
+            }
+            body.extend_from_slice(child.name().as_bytes());
+            body.push(0);
+        }
+        at += len as u64;
+    }
+    body.push(0);
+    body
+}

@@ -1,0 +1,86 @@
+//! Watches, found by the path that changed: the cost of a change does not depend on how many unrelated watches
+//! there are.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::path;
+use super::ConnId;
+
+/// One watch.
+#[derive(Clone, Debug)]
+pub struct Watch {
+    /// Whose it is.
+    pub conn: ConnId,
+    /// What comes back with each event.
+    pub token: Arc<[u8]>,
+    /// Bytes to leave out at the front of an event's path, because the watch was set on a relative one.
+    pub prefix: usize,
+    /// How many levels below the path count; all if `None`.
+    pub depth: Option<u32>,
+}
+
+/// All watches.
+#[derive(Debug, Default)]
+pub struct Watches {
+    by_path: HashMap<Arc<str>, Vec<Watch>>,
+}
+
+impl Watches {
+    /// Adds a watch; `false` if its owner has one of that path and token already.
+    pub fn add(&mut self, path: &str, watch: Watch) -> bool {
+        let list = match self.by_path.get_mut(path) {
+            Some(list) => list,
+            None => self.by_path.entry(path.into()).or_default(),
+        };
+        if list.iter().any(|w| w.conn == watch.conn && w.token == watch.token) {
+            return false;
+        }
+        list.push(watch);
+        true
+    }
+
+    /// Removes a watch; `false` if there is none.
+    pub fn remove(&mut self, path: &str, conn: ConnId, token: &[u8]) -> bool {
+        self.remove_if(path, |watch| watch.conn == conn && *watch.token == *token) > 0
+    }
+
+    /// Removes every watch of `conn` on `path`.
+    pub fn remove_all(&mut self, path: &str, conn: ConnId) {
+        self.remove_if(path, |watch| watch.conn == conn);
+    }
+
+    fn remove_if(&mut self, path: &str, which: impl Fn(&Watch) -> bool) -> usize {
+        let Some(list) = self.by_path.get_mut(path) else {
+            return 0;
+        };
+        let before = list.len();
+        list.retain(|watch| !which(watch));
+        let removed = before - list.len();
+        if list.is_empty() {
+            self.by_path.remove(path);
+        }
+        removed
+    }
+
+    /// The watches that a change of `changed` concerns; with `exact`, only those on that very path.
+    pub fn matching(&self, changed: &str, exact: bool) -> impl Iterator<Item = &Watch> {
+        let levels = if exact { 1 } else { usize::MAX };
+        let special = changed.starts_with('@').then_some("/");
+        path::with_ancestors(changed)
+            .take(levels)
+            .chain(special)
+            .zip(0..)
+            .filter_map(|(at, depth)| Some((self.by_path.get(at)?, depth)))
+            .flat_map(|(list, depth): (_, u32)| {
+                list.iter()
+                    .filter(move |watch| watch.depth.is_none_or(|most| depth <= most))
+            })
+    }
+
+    /// How many paths are watched.
+    #[cfg(test)]
+    pub fn paths(&self) -> usize {
+        self.by_path.len()
+    }
+}
