@@ -7,6 +7,8 @@
 //! Invariant: all that is `unsafe` about rings is in `shared.rs`.
 #![no_std]
 
+extern crate alloc;
+
 #[cfg(test)]
 extern crate std;
 

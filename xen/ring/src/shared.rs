@@ -21,6 +21,17 @@ pub unsafe trait SharedMemory {
     }
 }
 
+// SAFETY: the box hands on what its content promises, and moving the box moves none of that memory.
+unsafe impl<M: SharedMemory + ?Sized> SharedMemory for alloc::boxed::Box<M> {
+    fn base(&self) -> NonNull<u8> {
+        (**self).base()
+    }
+
+    fn len(&self) -> usize {
+        (**self).len()
+    }
+}
+
 /// Types that may be copied out of and into shared memory.
 ///
 /// # Safety

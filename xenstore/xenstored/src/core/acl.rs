@@ -188,7 +188,11 @@ mod tests {
             (&open, 5, Own, false),
             (&open, 2, R, false),
         ] {
-            assert_eq!(list.allows(&actor(dom), right), allowed, "{list:?} {dom} {right:?}");
+            assert_eq!(
+                list.allows(&actor(dom), right),
+                allowed,
+                "{list:?} {dom} {right:?}"
+            );
         }
         assert!(none.allows(&Actor::DOM0, Own));
         let stub = Actor {
@@ -197,7 +201,10 @@ mod tests {
         };
         assert!(none.allows(&stub, Own));
         let reborn = Actor {
-            who: DomLife { dom: DomId(1), life: 77 },
+            who: DomLife {
+                dom: DomId(1),
+                life: 77,
+            },
             target: Option::None,
         };
         assert!(!none.allows(&reborn, R), "a new domain of the same number");

@@ -1,5 +1,7 @@
 //! Domains: introduced, released, shut down, dead, and what is left of them.
 
+use std::collections::HashMap;
+
 use xen_sys::{DomId, Errno, Port};
 
 use super::acl::{Actor, DomLife};
@@ -98,7 +100,11 @@ impl Core {
 
     /// Whether a domain was introduced and not yet released.
     pub(super) fn is_introduced(&self, dom: DomId) -> bool {
-        dom == DomId::DOM0 || self.domains.get(&dom).is_some_and(|domain| domain.introduced)
+        dom == DomId::DOM0
+            || self
+                .domains
+                .get(&dom)
+                .is_some_and(|domain| domain.introduced)
     }
 
     /// RESUME: a shutdown to come is told about again.
@@ -133,7 +139,10 @@ impl Core {
 
     /// Some domain has died or shut down (`VIRQ_DOM_EXC`): finds out which, cleans up, tells once.
     pub fn domains_changed(&mut self, host: &mut dyn Host) {
-        let states: std::collections::HashMap<_, _> = host.domain_states().into_iter().collect();
+        let Some(states) = host.domain_states() else {
+            return;
+        };
+        let states: HashMap<DomId, DomainState> = states.into_iter().collect();
         let mut dead = Vec::new();
         let mut tell = false;
         for (dom, domain) in &mut self.domains {

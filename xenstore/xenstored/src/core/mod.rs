@@ -50,7 +50,7 @@ pub enum DomainState {
 }
 
 /// A watch has fired for a connection.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Event {
     /// The path that changed.
     pub path: Arc<str>,
@@ -71,8 +71,8 @@ impl Event {
 pub trait Host {
     /// Whether there is a domain of this number, connected or not.
     fn domain_exists(&mut self, dom: DomId) -> bool;
-    /// The state of every domain that exists.
-    fn domain_states(&mut self) -> Vec<(DomId, DomainState)>;
+    /// The state of every domain that exists; `None` if that cannot be found out now.
+    fn domain_states(&mut self) -> Option<Vec<(DomId, DomainState)>>;
     /// Maps a domain's ring and binds its port; the connection that requests will come from.
     fn connect(&mut self, dom: DomId, frame: u64, port: Port) -> Result<ConnId, Errno>;
     /// Binds a connected domain's port anew.

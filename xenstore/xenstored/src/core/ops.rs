@@ -165,7 +165,11 @@ impl Ops<'_> {
         let (found, node) = self.tree.nearest(path);
         let allowed = node.acl().allows(&self.actor, right);
         let exists = found.len() == path.len();
-        let rights = if self.actor.is_privileged() { 0 } else { READ_ACL };
+        let rights = if self.actor.is_privileged() {
+            0
+        } else {
+            READ_ACL
+        };
         if exists {
             self.note(path, seen | rights);
         } else {

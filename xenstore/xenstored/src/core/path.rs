@@ -156,7 +156,10 @@ mod tests {
     fn parts() {
         assert_eq!(names("/").count(), 0);
         assert_eq!(names("/a/b").collect::<Vec<_>>(), ["a", "b"]);
-        assert_eq!(with_ancestors("/a/b").collect::<Vec<_>>(), ["/a/b", "/a", "/"]);
+        assert_eq!(
+            with_ancestors("/a/b").collect::<Vec<_>>(),
+            ["/a/b", "/a", "/"]
+        );
         assert_eq!(split("/"), None);
         assert_eq!(split("/a"), Some(("/", "a")));
         assert_eq!(split("/a/b"), Some(("/a", "b")));

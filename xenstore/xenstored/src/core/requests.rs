@@ -94,10 +94,9 @@ impl Core {
                 Ok(None)
             }
             Request::DirectoryPart(raw, offset) => {
-                let piece =
-                    self.show(conn, actor, tx, raw, READ_NAMES, |node| {
-                        Ok(listing_part(node, offset))
-                    })?;
+                let piece = self.show(conn, actor, tx, raw, READ_NAMES, |node| {
+                    Ok(listing_part(node, offset))
+                })?;
                 Ok(Some(Outcome::Payload(piece)))
             }
             Request::GetPerms(raw) => self.get_permissions(conn, actor, tx, raw),
@@ -110,11 +109,13 @@ impl Core {
                     *self.special_acl(name)? = acl;
                     return done(Vec::new());
                 }
-                self.update(conn, actor, tx, raw, |path| Update::SetPermissions(path, acl))
+                self.update(conn, actor, tx, raw, |path| {
+                    Update::SetPermissions(path, acl)
+                })
             }
-            Request::Write(raw, value) => {
-                self.update(conn, actor, tx, raw, |path| Update::Write(path, value.into()))
-            }
+            Request::Write(raw, value) => self.update(conn, actor, tx, raw, |path| {
+                Update::Write(path, value.into())
+            }),
             Request::Mkdir(raw) => self.update(conn, actor, tx, raw, Update::Mkdir),
             Request::Rm(raw) => self.update(conn, actor, tx, raw, Update::Rm),
             Request::TransactionStart => self.start(conn, tx).map(Some),
@@ -144,9 +145,9 @@ impl Core {
             {
                 Err(Errno::EACCES)
             }
-            Request::Control(words) => self.control(host, &words).map(|text| {
-                Some(Outcome::Payload([text.as_bytes(), b"\0"].concat()))
-            }),
+            Request::Control(words) => self
+                .control(host, &words)
+                .map(|text| Some(Outcome::Payload([text.as_bytes(), b"\0"].concat()))),
             Request::Introduce(dom, frame, port) => {
                 self.handle_introduce(host, dom, frame, port).map(Some)
             }
@@ -163,7 +164,11 @@ impl Core {
                 done(Vec::new())
             }
             Request::IsDomainIntroduced(dom) => {
-                let answer = if self.is_introduced(dom) { b"T\0" } else { b"F\0" };
+                let answer = if self.is_introduced(dom) {
+                    b"T\0"
+                } else {
+                    b"F\0"
+                };
                 Ok(Some(Outcome::Payload(answer.to_vec())))
             }
         }
@@ -202,7 +207,11 @@ impl Core {
         }
         let client = self.conns.get_mut(&conn).ok_or(Errno::ENOTCONN)?;
         let transaction = client.transactions.get_mut(&tx).ok_or(Errno::ENOENT)?;
-        show(transaction.ops(&self.limits, &self.owned).look(&path, part)?)
+        show(
+            transaction
+                .ops(&self.limits, &self.owned)
+                .look(&path, part)?,
+        )
     }
 
     /// Makes a change, in the live tree or in a transaction.
@@ -236,11 +245,9 @@ impl Core {
         let acl = match path::check(actor.who.dom, raw)? {
             Checked::Special(_) if !actor.is_privileged() => return Err(Errno::EACCES),
             Checked::Special(name) => self.special_acl(name)?.clone(),
-            Checked::Node { .. } => {
-                self.show(conn, actor, tx, raw, READ_ACL, |node| {
-                    Ok(node.acl().clone())
-                })?
-            }
+            Checked::Node { .. } => self.show(conn, actor, tx, raw, READ_ACL, |node| {
+                Ok(node.acl().clone())
+            })?,
         };
         let mut body = Vec::new();
         encode_permissions(&acl.permissions(|who| self.is_alive(who)), &mut body);

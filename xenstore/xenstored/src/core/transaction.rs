@@ -46,8 +46,9 @@ impl ReadSet {
 
     /// Whether all that was seen in `then` is the same in `now`.
     fn holds(&self, then: &Tree, now: &Tree) -> bool {
-        self.0.iter().all(|(path, seen)| {
-            match (then.get(path), now.get(path)) {
+        self.0
+            .iter()
+            .all(|(path, seen)| match (then.get(path), now.get(path)) {
                 (None, None) => true,
                 (Some(then), Some(now)) => {
                     core::ptr::eq(then, now)
@@ -56,8 +57,7 @@ impl ReadSet {
                             && (seen & READ_NAMES == 0 || then.same_names(now))
                 }
                 _ => false,
-            }
-        })
+            })
     }
 }
 

@@ -224,11 +224,7 @@ impl Children {
 }
 
 /// Visits `node` at `path` and all below it, without recursion (XSA-418).
-pub fn walk(
-    path: &str,
-    node: &Node,
-    visit: &mut impl FnMut(&str, &Node, Option<&Node>) -> bool,
-) {
+pub fn walk(path: &str, node: &Node, visit: &mut impl FnMut(&str, &Node, Option<&Node>) -> bool) {
     let mut path = String::from(path);
     let mut stack = vec![(None::<&Node>, node, path.len(), false)];
     while let Some((parent, node, parent_len, below)) = stack.pop() {
@@ -278,7 +274,13 @@ mod tests {
         let mut tree = Tree::new(acl());
         tree.insert("/", "a", b"", acl());
         tree.insert("/a", "b", b"", acl());
-        for (path, found) in [("/", "/"), ("/x", "/"), ("/a/x/y", "/a"), ("/a/b", "/a/b"), ("/ab", "/")] {
+        for (path, found) in [
+            ("/", "/"),
+            ("/x", "/"),
+            ("/a/x/y", "/a"),
+            ("/a/b", "/a/b"),
+            ("/ab", "/"),
+        ] {
             assert_eq!(tree.nearest(path).0, found, "{path}");
         }
     }
@@ -327,7 +329,8 @@ mod tests {
 
     fn change() -> impl Strategy<Value = Change> {
         let name = || proptest::sample::select(&["a", "b", "ab", "c"][..]);
-        let path = || proptest::sample::select(&["/", "/a", "/b", "/a/a", "/a/b", "/a/b/c", "/ab"][..]);
+        let path =
+            || proptest::sample::select(&["/", "/a", "/b", "/a/a", "/a/b", "/a/b/c", "/ab"][..]);
         prop_oneof![
             4 => (path(), name(), any::<u8>()).prop_map(|(p, n, v)| Change::Insert(p, n, v)),
             2 => (path(), any::<u8>()).prop_map(|(p, v)| Change::Value(p, v)),

@@ -4,8 +4,8 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::path;
 use super::ConnId;
+use super::path;
 
 /// One watch.
 #[derive(Clone, Debug)]
@@ -33,7 +33,10 @@ impl Watches {
             Some(list) => list,
             None => self.by_path.entry(path.into()).or_default(),
         };
-        if list.iter().any(|w| w.conn == watch.conn && w.token == watch.token) {
+        if list
+            .iter()
+            .any(|w| w.conn == watch.conn && w.token == watch.token)
+        {
             return false;
         }
         list.push(watch);

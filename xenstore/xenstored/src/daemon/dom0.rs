@@ -1,0 +1,52 @@
+//! The world of a real dom0: xen-dom0's device nodes.
+
+use std::os::fd::AsFd;
+
+use xen_dom0::{Events, Grants, Hypervisor, StoreNode};
+use xen_hal::{DomainControl, DomainInfo, Result};
+use xen_sys::DomId;
+use xen_sys::xen::Virq;
+
+use super::world::{DomainList, HalWorld};
+use crate::core::DomainState;
+
+impl DomainList for Hypervisor {
+    fn list(&mut self) -> Result<Vec<(DomId, DomainState)>> {
+        let all = DomainControl::list(self)?;
+        Ok(all.iter().map(|info| (info.dom, state(info))).collect())
+    }
+
+    fn exists(&mut self, dom: DomId) -> bool {
+        matches!(self.info(dom), Ok(Some(_)))
+    }
+}
+
+fn state(info: &DomainInfo) -> DomainState {
+    if info.flags.dying {
+        DomainState::Dying
+    } else if info.flags.shutdown {
+        DomainState::Shutdown
+    } else {
+        DomainState::Running
+    }
+}
+
+/// dom0's world.
+pub type Dom0World = HalWorld<Events, Grants, Hypervisor>;
+
+/// Opens the device nodes, takes the virtual interrupt that tells of dying domains, maps the kernel's ring.
+pub fn open() -> Result<Dom0World> {
+    let hypervisor = Hypervisor::open()?;
+    let grants = Grants::open()?;
+    let events = Events::open()?;
+    let virq = events.bind_virq(Virq::DomExc)?;
+    let node = StoreNode::open()?;
+    Ok(HalWorld::new(
+        events,
+        grants,
+        hypervisor,
+        Some((Box::new(node.page), node.port)),
+        Some(virq),
+        |events| Some(events.as_fd()),
+    ))
+}

@@ -1,0 +1,300 @@
+//! The loop's body: takes bytes from transports, gives requests to the core, sends what comes of them.
+//!
+//! Invariant: one connection's peer can end that connection only; a request is taken up only while little waits to be
+//! sent to its sender, and every connection with work is served in turn.
+
+pub mod dom0;
+mod io;
+mod output;
+mod ring;
+pub mod world;
+
+use rustix::io::Errno as OsErrno;
+use xen_hal::Error;
+use xen_sys::DomId;
+
+pub use io::{Transport, log};
+
+use crate::core::limits::Limits;
+use crate::core::{ConnId, Core, Host};
+use io::{Io, fail};
+use ring::{Ring, RingFault};
+use world::{StoreWorld, WorldEvent};
+
+/// Events of the world taken in one step: a peer that fires without pause gets no more than its turn.
+const EVENTS_PER_STEP: usize = 256;
+/// Requests of one connection carried out in one turn.
+const REQUESTS_PER_TURN: usize = 64;
+/// Bytes read from a socket at a time.
+const READ_SIZE: usize = 16 << 10;
+
+/// The core and its connections.
+pub struct Daemon<W> {
+    core: Core,
+    io: Io<W>,
+}
+
+/// What ended a connection.
+enum End {
+    /// The client has closed it.
+    Closed,
+    /// The peer broke a rule.
+    Fault(RingFault, String),
+}
+
+impl<W: StoreWorld> Daemon<W> {
+    /// A daemon with an empty store.
+    pub fn new(world: W, limits: Limits) -> Daemon<W> {
+        let waiting = limits.queued_bytes;
+        Daemon {
+            core: Core::new(limits),
+            io: Io::new(world, waiting),
+        }
+    }
+
+    /// Connects our own kernel, and tells it that the store is there. `false` if it has no ring.
+    pub fn connect_kernel(&mut self) -> Result<bool, Error> {
+        let Some((memory, remote)) = self.io.world.own_ring()? else {
+            return Ok(false);
+        };
+        let port = self.io.world.bind(DomId::DOM0, remote)?;
+        let ring = Ring::new(memory, DomId::DOM0, port);
+        let id = self.io.add(Transport::Ring(ring));
+        self.core.attach_dom0(id);
+        self.io.wake(id);
+        // Linux takes the first event on its port as the sign that a daemon is up.
+        self.io.world.notify(port);
+        Ok(true)
+    }
+
+    /// Adds a socket client, which is dom0's.
+    pub fn add_socket(&mut self, socket: std::os::fd::OwnedFd) -> ConnId {
+        let id = self.io.add(Transport::Socket(socket));
+        self.core.attach_dom0(id);
+        id
+    }
+
+    /// The world under the daemon.
+    pub fn world(&self) -> &W {
+        &self.io.world
+    }
+
+    /// The store.
+    pub fn core(&self) -> &Core {
+        &self.core
+    }
+
+    /// The descriptor of a connection, if it is a socket's.
+    pub fn socket(&self, id: ConnId) -> Option<&std::os::fd::OwnedFd> {
+        match &self.io.conns.get(&id)?.transport {
+            Transport::Socket(fd) => Some(fd),
+            Transport::Ring(_) => None,
+        }
+    }
+
+    /// How many connections there are.
+    pub fn connections(&self) -> usize {
+        self.io.conns.len()
+    }
+
+    /// Tells that a socket may be read or written.
+    pub fn socket_ready(&mut self, id: ConnId, readable: bool, writable: bool) {
+        if let Some(conn) = self.io.conns.get_mut(&id) {
+            conn.readable |= readable;
+            conn.writable |= writable;
+            self.io.wake(id);
+        }
+    }
+
+    /// Whether there is work left that no descriptor will tell about.
+    pub fn has_work(&self) -> bool {
+        !self.io.ready.is_empty()
+    }
+
+    /// Takes what has happened in the world, then serves each connection that has something to do once.
+    /// Returns whether there was anything to do.
+    pub fn step(&mut self) -> Result<bool, Error> {
+        let mut busy = false;
+        for _ in 0..EVENTS_PER_STEP {
+            match self.io.world.next_event()? {
+                None => break,
+                Some(WorldEvent::DomainsChanged) => self.core.domains_changed(&mut self.io),
+                Some(WorldEvent::Port(port)) => {
+                    if let Some(id) = self.io.by_port(port)
+                        && let Some(conn) = self.io.conns.get_mut(&id)
+                    {
+                        conn.readable = true;
+                        conn.writable = true;
+                        self.io.wake(id);
+                    }
+                }
+            }
+            busy = true;
+        }
+        // Those that are woken meanwhile have their turn in this step too, once.
+        for _ in 0..2 {
+            for _ in 0..self.io.ready.len() {
+                let Some(id) = self.io.next_ready() else {
+                    break;
+                };
+                busy = true;
+                if let Err(end) = self.serve(id) {
+                    self.end(id, end);
+                }
+            }
+        }
+        for id in std::mem::take(&mut self.io.doomed) {
+            let why = "does not take its events".to_owned();
+            self.end(id, End::Fault(RingFault::Communication, why));
+        }
+        Ok(busy)
+    }
+
+    /// One connection's turn: sends, carries out some requests, sends again.
+    fn serve(&mut self, id: ConnId) -> Result<(), End> {
+        let moved = self.flush(id)?;
+        let moved = self.take_requests(id)? | moved;
+        let moved = self.flush(id)? | moved;
+        let Some(conn) = self.io.conns.get_mut(&id) else {
+            return Ok(());
+        };
+        if moved && let Transport::Ring(ring) = &conn.transport {
+            let port = ring.port;
+            self.io.world.notify(port);
+        }
+        let conn = &self.io.conns[&id];
+        let more_input = conn.readable || has_message(&conn.input);
+        let more_output = conn.writable && !conn.output.is_empty();
+        if more_output || more_input && conn.output.has_room() {
+            self.io.wake(id);
+        }
+        Ok(())
+    }
+
+    /// Reads and carries out requests; whether any bytes were taken from the transport.
+    fn take_requests(&mut self, id: ConnId) -> Result<bool, End> {
+        let mut moved = false;
+        let mut left = REQUESTS_PER_TURN;
+        loop {
+            left = self.carry_out(id, left)?;
+            let Some(conn) = self.io.conns.get_mut(&id) else {
+                return Ok(moved);
+            };
+            if left == 0 || !conn.readable || !conn.output.has_room() {
+                return Ok(moved);
+            }
+            let len = match &mut conn.transport {
+                Transport::Ring(ring) => ring
+                    .receive(&mut conn.input)
+                    .map_err(|error| End::Fault(RingFault::Index, error.to_string()))?,
+                Transport::Socket(fd) => match receive(fd, &mut conn.input) {
+                    Ok(0) => return Err(End::Closed),
+                    Ok(len) => len,
+                    Err(OsErrno::AGAIN | OsErrno::INTR) => 0,
+                    Err(_) => return Err(End::Closed),
+                },
+            };
+            if len == 0 {
+                conn.readable = false;
+            }
+            moved |= len > 0;
+        }
+    }
+
+    /// Carries out up to `left` of the requests that have come in whole; returns how many more may be.
+    fn carry_out(&mut self, id: ConnId, mut left: usize) -> Result<usize, End> {
+        let Some(conn) = self.io.conns.get_mut(&id) else {
+            return Ok(left);
+        };
+        // Taken out, so that the core may queue output to the connection, or end it.
+        let mut input = std::mem::take(&mut conn.input);
+        let mut used = 0;
+        let mut result = Ok(());
+        while left > 0 {
+            let has_room = |conn: &io::Conn| conn.output.has_room();
+            if !self.io.conns.get(&id).is_some_and(has_room) {
+                break;
+            }
+            match xs_wire::peek(&input[used..]) {
+                Ok(None) => break,
+                Ok(Some((header, body, len))) => {
+                    self.core.request(&mut self.io, id, &header, body);
+                    used += len;
+                    left -= 1;
+                }
+                Err(error) => {
+                    let why = format!("sent {error}");
+                    result = Err(End::Fault(RingFault::Protocol, why));
+                    break;
+                }
+            }
+        }
+        input.drain(..used);
+        if input.is_empty() {
+            input.shrink_to(READ_SIZE);
+        }
+        if let Some(conn) = self.io.conns.get_mut(&id) {
+            conn.input = input;
+        }
+        result.map(|()| left)
+    }
+
+    /// Sends what the transport takes; whether any bytes were sent.
+    fn flush(&mut self, id: ConnId) -> Result<bool, End> {
+        let Some(conn) = self.io.conns.get_mut(&id) else {
+            return Ok(false);
+        };
+        let mut moved = false;
+        while conn.writable {
+            let bytes = conn.output.bytes();
+            if bytes.is_empty() {
+                break;
+            }
+            let len = match &mut conn.transport {
+                Transport::Ring(ring) => ring
+                    .send(bytes)
+                    .map_err(|error| End::Fault(RingFault::Index, error.to_string()))?,
+                Transport::Socket(fd) => match rustix::io::write(&*fd, bytes) {
+                    Ok(len) => len,
+                    Err(OsErrno::AGAIN | OsErrno::INTR) => 0,
+                    Err(_) => return Err(End::Closed),
+                },
+            };
+            if len < bytes.len() {
+                conn.writable = false;
+            }
+            conn.output.sent(len);
+            moved |= len > 0;
+        }
+        Ok(moved)
+    }
+
+    /// Ends a connection, for whatever reason.
+    fn end(&mut self, id: ConnId, end: End) {
+        self.core.detach(id);
+        let Some(mut conn) = self.io.remove(id) else {
+            return;
+        };
+        if let End::Fault(fault, why) = end {
+            let who = match &conn.transport {
+                Transport::Socket(_) => "a socket client".to_owned(),
+                Transport::Ring(ring) => format!("domain {}", ring.dom),
+            };
+            self.io
+                .log(&format!("{who} {why}: its connection is ended"));
+            fail(&mut conn, fault);
+        }
+    }
+}
+
+fn has_message(input: &[u8]) -> bool {
+    !matches!(xs_wire::peek(input), Ok(None))
+}
+
+fn receive(fd: &std::os::fd::OwnedFd, to: &mut Vec<u8>) -> Result<usize, OsErrno> {
+    let start = to.len();
+    to.resize(start + READ_SIZE, 0);
+    let result = rustix::io::read(fd, &mut to[start..]);
+    to.truncate(start + *result.as_ref().unwrap_or(&0));
+    result
+}

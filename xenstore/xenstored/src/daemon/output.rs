@@ -1,0 +1,175 @@
+//! What waits to be sent to one client: bytes, and behind them events that are not bytes yet.
+//!
+//! Requests are taken up only while little waits, so replies are bounded by that; events are caused by others. They are
+//! kept as references to shared text, and one that is equal to one still waiting is dropped: it would say nothing
+//! that the first does not.
+
+use std::collections::{HashSet, VecDeque};
+
+use xs_wire::{Header, Op};
+
+use crate::core::Event;
+
+/// More bytes than this waiting, and no further request is taken up.
+const HIGH_WATER: usize = 64 << 10;
+/// What an event is counted as beside its text.
+const EVENT_OVERHEAD: usize = 64;
+
+/// One client's output.
+#[derive(Debug, Default)]
+pub struct Output {
+    bytes: Vec<u8>,
+    sent: usize,
+    waiting: VecDeque<Event>,
+    known: HashSet<Event>,
+    waiting_size: usize,
+}
+
+impl Output {
+    /// Whether so little waits that another request may be taken up.
+    pub fn has_room(&self) -> bool {
+        self.waiting.is_empty() && self.bytes.len() - self.sent < HIGH_WATER
+    }
+
+    /// Whether nothing waits.
+    pub fn is_empty(&self) -> bool {
+        self.sent == self.bytes.len() && self.waiting.is_empty()
+    }
+
+    /// About how much memory the waiting events take, in bytes.
+    pub fn waiting_size(&self) -> usize {
+        self.waiting_size
+    }
+
+    /// Adds a reply.
+    pub fn reply(&mut self, op: Op, request: &Header, body: &[u8]) {
+        let header = Header {
+            op: op.code(),
+            len: body.len() as u32,
+            ..*request
+        };
+        self.bytes.extend_from_slice(&header.encode());
+        self.bytes.extend_from_slice(body);
+    }
+
+    /// Adds an event.
+    pub fn event(&mut self, event: Event) {
+        if self.has_room() {
+            self.encode(&event);
+        } else if !self.known.contains(&event) {
+            self.waiting_size += size(&event);
+            self.known.insert(event.clone());
+            self.waiting.push_back(event);
+        }
+    }
+
+    /// The bytes to send next.
+    pub fn bytes(&mut self) -> &[u8] {
+        while self.bytes.len() - self.sent < HIGH_WATER {
+            let Some(event) = self.waiting.pop_front() else {
+                break;
+            };
+            self.known.remove(&event);
+            self.waiting_size -= size(&event);
+            self.encode(&event);
+        }
+        &self.bytes[self.sent..]
+    }
+
+    /// Takes note that so many of the bytes were sent.
+    pub fn sent(&mut self, len: usize) {
+        self.sent += len;
+        if self.sent == self.bytes.len() {
+            self.bytes.clear();
+            self.sent = 0;
+            // Memory that a burst took is given back.
+            self.bytes.shrink_to(HIGH_WATER);
+        } else if self.sent > HIGH_WATER {
+            self.bytes.drain(..self.sent);
+            self.sent = 0;
+        }
+    }
+
+    fn encode(&mut self, event: &Event) {
+        let path = event.shown_path().as_bytes();
+        let header = Header {
+            op: Op::WatchEvent.code(),
+            req_id: 0,
+            tx_id: 0,
+            len: (path.len() + event.token.len() + 2) as u32,
+        };
+        self.bytes.extend_from_slice(&header.encode());
+        self.bytes.extend_from_slice(path);
+        self.bytes.push(0);
+        self.bytes.extend_from_slice(&event.token);
+        self.bytes.push(0);
+    }
+}
+
+fn size(event: &Event) -> usize {
+    event.path.len() + event.token.len() + EVENT_OVERHEAD
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(n: usize) -> Event {
+        Event {
+            path: format!("/local/domain/7/{n}").into(),
+            skip: 16,
+            token: (*b"tok").into(),
+        }
+    }
+
+    #[test]
+    fn a_reader_that_sleeps_gets_each_event_once_and_in_order() {
+        let mut output = Output::default();
+        let request = Header {
+            op: 2,
+            req_id: 9,
+            tx_id: 3,
+            len: 77,
+        };
+        output.reply(Op::Read, &request, b"abc");
+        assert!(output.has_room());
+        for n in (0..10_000).chain(0..10_000) {
+            output.event(event(n));
+        }
+        assert!(!output.has_room());
+        assert!(
+            output.waiting.len() < 10_000 + 10,
+            "{}",
+            output.waiting.len()
+        );
+        let mut got = Vec::new();
+        loop {
+            let bytes = output.bytes();
+            if bytes.is_empty() {
+                break;
+            }
+            let len = bytes.len().min(1000);
+            got.extend_from_slice(&bytes[..len]);
+            output.sent(len);
+        }
+        assert_eq!((output.waiting_size(), output.is_empty()), (0, true));
+        let (header, body, len) = xs_wire::peek(&got).unwrap().unwrap();
+        assert_eq!((header.req_id, header.tx_id, header.len), (9, 3, 3));
+        assert_eq!(body, b"abc");
+        let mut rest = &got[len..];
+        let mut seen = Vec::new();
+        while let Some((header, body, len)) = xs_wire::peek(rest).unwrap() {
+            assert_eq!((header.op, header.req_id), (Op::WatchEvent.code(), 0));
+            let event = xs_wire::parse_event(body).unwrap();
+            assert_eq!(event.token, "tok");
+            seen.push(event.path.parse::<usize>().unwrap());
+            rest = &rest[len..];
+        }
+        assert!(rest.is_empty());
+        let mut unique = seen.clone();
+        unique.sort();
+        unique.dedup();
+        assert_eq!(unique.len(), 10_000);
+        assert_eq!(seen[..10_000], (0..10_000).collect::<Vec<_>>());
+    }
+}

@@ -1,0 +1,137 @@
+//! The command line: Debian's xenstored's, as far as it makes sense here.
+
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use crate::core::limits::Limits;
+
+/// The xlrs store daemon
+#[derive(Debug, Parser)]
+#[command(name = "xenstored", version, max_term_width = 100)]
+pub struct Options {
+    /// Stay in the foreground
+    #[arg(short = 'N', long)]
+    pub no_fork: bool,
+    /// Write the process number to this file, and keep it locked
+    #[arg(short = 'F', long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// Print the daemon's process number before going to the background
+    #[arg(short = 'P', long)]
+    pub output_pid: bool,
+    /// Listen on this socket
+    #[arg(long, value_name = "PATH", default_value = "/run/xenstored/socket")]
+    pub socket: PathBuf,
+    /// Serve sockets only: needs no Xen
+    #[arg(long)]
+    pub no_xen: bool,
+    /// Append messages to this file instead of the standard error
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+    /// Nodes that a guest may own
+    #[arg(short = 'E', long, value_name = "N")]
+    pub entry_nb: Option<u32>,
+    /// Bytes that a guest's node may have
+    #[arg(short = 'S', long, value_name = "BYTES")]
+    pub entry_size: Option<usize>,
+    /// Watches that a guest may have
+    #[arg(short = 'W', long, value_name = "N")]
+    pub watch_nb: Option<u32>,
+    /// Transactions that a guest may have open
+    #[arg(short = 't', long, value_name = "N")]
+    pub transaction: Option<u32>,
+    /// Entries that a guest's permission list may have
+    #[arg(short = 'A', long, value_name = "N")]
+    pub perm_nb: Option<usize>,
+    #[command(flatten)]
+    ignored: Ignored,
+}
+
+/// Options of other store daemons that mean nothing here; naming one is no error.
+#[derive(Debug, clap::Args)]
+struct Ignored {
+    #[arg(short = 'D', long, hide = true)]
+    no_domain_init: bool,
+    #[arg(short = 'I', long, hide = true, num_args = 0..=1, require_equals = true)]
+    internal_db: Option<Option<String>>,
+    #[arg(short = 'K', long, hide = true)]
+    keep_orphans: bool,
+    #[arg(short = 'L', long, hide = true)]
+    preserve_local: bool,
+    #[arg(short = 'R', long, hide = true)]
+    no_recovery: bool,
+    #[arg(short = 'v', long, hide = true)]
+    verbose: bool,
+    #[arg(short = 'T', long, hide = true)]
+    trace_file: Option<String>,
+    #[arg(short = 'M', long, hide = true)]
+    path_max: Option<String>,
+    #[arg(short = 'Q', long, hide = true)]
+    quota: Vec<String>,
+    #[arg(short = 'q', long, hide = true)]
+    quota_soft: Vec<String>,
+    #[arg(short = 'w', long, hide = true)]
+    timeout: Vec<String>,
+    #[arg(short = 'm', long, hide = true)]
+    master_domid: Option<String>,
+    #[arg(short = 'p', long, hide = true)]
+    priv_domid: Option<String>,
+}
+
+impl Options {
+    /// What guests may use.
+    pub fn limits(&self) -> Limits {
+        let default = Limits::default();
+        Limits {
+            nodes: self.entry_nb.unwrap_or(default.nodes),
+            node_size: self.entry_size.unwrap_or(default.node_size),
+            watches: self.watch_nb.unwrap_or(default.watches),
+            transactions: self.transaction.unwrap_or(default.transactions),
+            permissions: self.perm_nb.unwrap_or(default.permissions),
+            ..default
+        }
+    }
+
+    /// The options given that have no effect.
+    pub fn ignored(&self) -> Vec<&'static str> {
+        let ignored = &self.ignored;
+        let given = [
+            (ignored.no_domain_init, "--no-domain-init"),
+            (ignored.internal_db.is_some(), "--internal-db"),
+            (ignored.keep_orphans, "--keep-orphans"),
+            (ignored.preserve_local, "--preserve-local"),
+            (ignored.no_recovery, "--no-recovery"),
+            (ignored.verbose, "--verbose"),
+            (ignored.trace_file.is_some(), "--trace-file"),
+            (ignored.path_max.is_some(), "--path-max"),
+            (!ignored.quota.is_empty(), "--quota"),
+            (!ignored.quota_soft.is_empty(), "--quota-soft"),
+            (!ignored.timeout.is_empty(), "--timeout"),
+            (ignored.master_domid.is_some(), "--master-domid"),
+            (ignored.priv_domid.is_some(), "--priv-domid"),
+        ];
+        let given = given.into_iter().filter(|(given, _)| *given);
+        given.map(|(_, name)| name).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn as_debian_starts_it() {
+        Options::command().debug_assert();
+        let options = Options::parse_from(["xenstored", "--pid-file", "/run/xenstored.pid"]);
+        assert_eq!(options.pid_file, Some("/run/xenstored.pid".into()));
+        assert_eq!(options.limits(), Limits::default());
+        assert!(!options.no_fork);
+        let options = Options::parse_from(["xenstored", "-N", "-I", "-R", "-E", "5", "-T", "/x"]);
+        assert_eq!(options.limits().nodes, 5);
+        assert_eq!(
+            options.ignored(),
+            ["--internal-db", "--no-recovery", "--trace-file"]
+        );
+    }
+}

@@ -1,0 +1,232 @@
+//! What makes a process a daemon: the background, the pid file, the socket, the service manager. The `unsafe` of
+//! this crate stands here: fork and signals.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
+
+use rustix::fs::FlockOperation;
+use rustix::process::{Resource, Rlimit};
+
+/// Why the daemon could not start or go on, for its user.
+pub type Failure = Box<dyn std::error::Error>;
+
+/// The process after going to the background.
+pub enum Fork {
+    /// The one that was started: it waits until the daemon is ready, and ends.
+    Parent {
+        /// Reads "ready" from the daemon.
+        ready: io::PipeReader,
+        /// The daemon's process number.
+        pid: i32,
+    },
+    /// The daemon.
+    Daemon(Ready),
+}
+
+/// Tells that the daemon serves.
+#[derive(Debug, Default)]
+pub struct Ready(Option<io::PipeWriter>);
+
+/// Goes to the background, in a session of its own.
+pub fn fork() -> Result<Fork, Failure> {
+    let (reader, writer) = io::pipe()?;
+    // SAFETY: no thread was started yet, so the child may do whatever the parent may.
+    #[allow(unsafe_code)]
+    let pid = unsafe { libc::fork() };
+    match pid {
+        ..0 => Err(format!("cannot fork: {}", io::Error::last_os_error()).into()),
+        0 => {
+            rustix::process::setsid()?;
+            rustix::process::chdir("/")?;
+            Ok(Fork::Daemon(Ready(Some(writer))))
+        }
+        pid => Ok(Fork::Parent { ready: reader, pid }),
+    }
+}
+
+/// Waits until the daemon says that it is ready; `false` if it ended first. It has said why.
+pub fn wait_ready(mut ready: io::PipeReader) -> bool {
+    let mut byte = [0];
+    matches!(ready.read(&mut byte), Ok(1))
+}
+
+impl Ready {
+    /// Tells the starting process and the service manager that requests are served. In the background, what is said
+    /// from now on goes to the log file or nowhere.
+    pub fn announce(self, log_file: bool) -> Result<(), Failure> {
+        if let Some(mut writer) = self.0 {
+            let null = OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open("/dev/null")?;
+            rustix::stdio::dup2_stdin(&null)?;
+            rustix::stdio::dup2_stdout(&null)?;
+            // The parent may have been killed; the daemon serves all the same.
+            let _ = writer.write_all(b"R");
+            if !log_file {
+                rustix::stdio::dup2_stderr(&null)?;
+            }
+        }
+        if let Some(socket) = std::env::var_os("NOTIFY_SOCKET") {
+            notify_manager(Path::new(&socket)).map_err(|error| {
+                format!(
+                    "cannot tell {} READY=1: {error}",
+                    Path::new(&socket).display()
+                )
+            })?;
+        }
+        Ok(())
+    }
+}
+
+fn notify_manager(path: &Path) -> io::Result<()> {
+    use std::os::linux::net::SocketAddrExt;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::net::SocketAddr;
+    let address = match path.as_os_str().as_bytes() {
+        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
+        _ => SocketAddr::from_pathname(path)?,
+    };
+    let message = format!("MAINPID={}\nREADY=1\n", std::process::id());
+    UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &address)?;
+    Ok(())
+}
+
+/// Lets messages go to a file.
+pub fn log_to(path: &Path) -> Result<(), Failure> {
+    let file = OpenOptions::new().append(true).create(true).open(path);
+    let file = file.map_err(|error| format!("cannot open {}: {error}", path.display()))?;
+    rustix::stdio::dup2_stderr(&file)?;
+    Ok(())
+}
+
+/// A pid file, locked while the daemon runs and removed at its end.
+#[derive(Debug)]
+pub struct PidFile {
+    path: PathBuf,
+    _file: File,
+}
+
+impl PidFile {
+    /// Writes this process's number, unless another daemon holds the file.
+    pub fn write(path: &Path) -> Result<PidFile, Failure> {
+        let failed =
+            |what: &str, error: io::Error| format!("cannot {what} {}: {error}", path.display());
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path);
+        let mut file = file.map_err(|error| failed("open", error))?;
+        if rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+            let path = path.display();
+            return Err(format!("{path} is locked: another store daemon runs").into());
+        }
+        let written = file
+            .set_len(0)
+            .and_then(|()| writeln!(file, "{}", std::process::id()));
+        written.map_err(|error| failed("write", error))?;
+        Ok(PidFile {
+            path: path.to_owned(),
+            _file: file,
+        })
+    }
+}
+
+impl Drop for PidFile {
+    fn drop(&mut self) {
+        // Nothing is left to be done if it is gone already.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The socket that clients connect to, removed at the end.
+#[derive(Debug)]
+pub struct Listener {
+    path: PathBuf,
+}
+
+impl Listener {
+    /// Binds the socket, for its owner only. A socket that nobody listens on any more is replaced; one that
+    /// answers is another daemon's.
+    pub fn bind(path: &Path) -> Result<(Listener, OwnedFd), Failure> {
+        let failed =
+            |what: &str, error: io::Error| format!("cannot {what} {}: {error}", path.display());
+        if let Some(folder) = path
+            .parent()
+            .filter(|folder| !folder.as_os_str().is_empty())
+        {
+            fs::create_dir_all(folder).map_err(|error| failed("make the folder of", error))?;
+        }
+        match fs::symlink_metadata(path) {
+            Ok(meta) if meta.file_type().is_socket() => {
+                if UnixStream::connect(path).is_ok() {
+                    let path = path.display();
+                    return Err(format!("another store daemon serves {path}: stop it first").into());
+                }
+                fs::remove_file(path).map_err(|error| failed("remove", error))?;
+            }
+            Ok(_) => return Err(format!("{} is no socket", path.display()).into()),
+            Err(_) => {}
+        }
+        // Nobody else may connect between bind and chmod.
+        let old = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
+        let bound = UnixListener::bind(path);
+        rustix::process::umask(old);
+        let socket = bound.map_err(|error| failed("listen on", error))?;
+        socket.set_nonblocking(true)?;
+        // std listens with a backlog of at most 4096 already; the mode is what matters.
+        fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+            .map_err(|error| failed("set the mode of", error))?;
+        let listener = Listener {
+            path: path.to_owned(),
+        };
+        Ok((listener, socket.into()))
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        // Nothing is left to be done if it is gone already.
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// SIGTERM and SIGINT as a descriptor that becomes readable; SIGHUP is ignored.
+pub fn stop_signals() -> Result<OwnedFd, Failure> {
+    // SAFETY: the set is initialised by sigemptyset before use; signalfd returns a descriptor that nobody else
+    // owns, or -1, which is checked first.
+    #[allow(unsafe_code)]
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGTERM);
+        libc::sigaddset(&mut set, libc::SIGINT);
+        if libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut()) != 0 {
+            return Err(io::Error::last_os_error().into());
+        }
+        libc::signal(libc::SIGHUP, libc::SIG_IGN);
+        match libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
+            -1 => Err(io::Error::last_os_error().into()),
+            fd => Ok(OwnedFd::from_raw_fd(fd)),
+        }
+    }
+}
+
+/// Makes the process the last one to be killed for memory, and allows it many descriptors. Neither is possible for
+/// every user, nor needed.
+pub fn raise_limits() {
+    if rustix::process::geteuid().is_root() {
+        let _ = fs::write("/proc/self/oom_score_adj", "-500");
+    }
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    let _ = rustix::process::setrlimit(Resource::Nofile, raised);
+}

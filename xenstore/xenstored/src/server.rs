@@ -1,0 +1,150 @@
+//! Waits for sockets and events with epoll and lets the daemon work; only what is ready costs anything.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
+use rustix::net::SocketFlags;
+use xen_hal::Error;
+use xen_sys::Errno;
+
+use crate::core::ConnId;
+use crate::daemon::world::StoreWorld;
+use crate::daemon::{Daemon, log};
+
+/// What an epoll event is about, if it is no connection.
+const LISTENER: u64 = 0;
+const WORLD: u64 = u64::MAX;
+const STOP: u64 = u64::MAX - 1;
+
+/// Connections accepted in one go.
+const ACCEPTS: usize = 64;
+const EVENTS: usize = 256;
+
+/// The daemon and what it waits for.
+pub struct Server<W> {
+    daemon: Daemon<W>,
+    epoll: OwnedFd,
+    listener: OwnedFd,
+    /// Whether no descriptor was left for another client: accepting goes on when one is closed.
+    full: bool,
+    /// How many connections there were when it became full.
+    full_at: usize,
+}
+
+impl<W: StoreWorld> Server<W> {
+    /// Serves `daemon` and listens on `listener`, which must not block. `stop` becomes readable when it is to end.
+    pub fn new(
+        daemon: Daemon<W>,
+        listener: OwnedFd,
+        stop: BorrowedFd<'_>,
+    ) -> Result<Server<W>, Error> {
+        let epoll = epoll::create(CreateFlags::CLOEXEC).map_err(failed)?;
+        let add = |fd: BorrowedFd<'_>, data| {
+            epoll::add(&epoll, fd, EventData::new_u64(data), EventFlags::IN).map_err(failed)
+        };
+        add(listener.as_fd(), LISTENER)?;
+        add(stop, STOP)?;
+        if let Some(fd) = daemon.world().event_fd() {
+            add(fd, WORLD)?;
+        }
+        Ok(Server {
+            daemon,
+            epoll,
+            listener,
+            full: false,
+            full_at: 0,
+        })
+    }
+
+    /// Serves until told to stop.
+    pub fn run(&mut self) -> Result<(), Error> {
+        let mut events = Vec::with_capacity(EVENTS);
+        loop {
+            self.daemon.step()?;
+            if self.full && self.daemon.connections() < self.full_at {
+                self.listen()?;
+            }
+            let timeout = rustix::event::Timespec {
+                tv_sec: 0,
+                tv_nsec: 0,
+            };
+            let timeout = self.daemon.has_work().then_some(&timeout);
+            events.clear();
+            match epoll::wait(
+                &self.epoll,
+                rustix::buffer::spare_capacity(&mut events),
+                timeout,
+            ) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(failed(error)),
+            }
+            for event in &events {
+                let epoll::Event { flags, data } = *event;
+                match data.u64() {
+                    STOP => return Ok(()),
+                    // The next step asks the world itself.
+                    WORLD => {}
+                    LISTENER => self.accept()?,
+                    conn => {
+                        let other = EventFlags::HUP | EventFlags::ERR | EventFlags::RDHUP;
+                        self.daemon.socket_ready(
+                            ConnId(conn),
+                            flags.intersects(EventFlags::IN | other),
+                            flags.intersects(EventFlags::OUT | other),
+                        );
+                    }
+                }
+            }
+        }
+    }
+
+    fn accept(&mut self) -> Result<(), Error> {
+        for _ in 0..ACCEPTS {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            match rustix::net::accept_with(&self.listener, flags) {
+                Ok(socket) => self.add(socket)?,
+                Err(rustix::io::Errno::AGAIN) => return Ok(()),
+                Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNABORTED) => {}
+                Err(error) => {
+                    let connections = self.daemon.connections();
+                    log(&format!(
+                        "cannot accept another client beside {connections} connections: {error}"
+                    ));
+                    epoll::delete(&self.epoll, &self.listener).map_err(failed)?;
+                    (self.full, self.full_at) = (true, connections);
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, socket: OwnedFd) -> Result<(), Error> {
+        let id = self.daemon.add_socket(socket);
+        if let Some(socket) = self.daemon.socket(id) {
+            // Edge-triggered: the daemon remembers what is ready, so nothing needs to be changed later.
+            let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
+            epoll::add(&self.epoll, socket, EventData::new_u64(id.0), flags).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn listen(&mut self) -> Result<(), Error> {
+        self.full = false;
+        let data = EventData::new_u64(LISTENER);
+        epoll::add(&self.epoll, &self.listener, data, EventFlags::IN).map_err(failed)
+    }
+}
+
+fn failed(error: rustix::io::Errno) -> Error {
+    Error::System {
+        op: "epoll",
+        object: "the daemon's descriptors".to_owned(),
+        errno: Errno(
+            io::Error::from(error)
+                .raw_os_error()
+                .unwrap_or(Errno::EIO.0),
+        ),
+    }
+}
