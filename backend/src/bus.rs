@@ -30,6 +30,11 @@ pub trait Driver {
     /// Why a connection stopped serving, if it did.
     fn failure(&self, connection: &Self::Connection) -> Option<Error>;
 
+    /// What to publish with state 6 when the toolstack takes the device away.
+    fn farewell(&self) -> Vec<Node> {
+        Vec::new()
+    }
+
     /// Gets rid of the device: the guest has let go of it. Not called when the daemon merely exits.
     fn close(&mut self, id: DeviceId, device: Self::Device);
 }
@@ -214,7 +219,9 @@ impl<D: Driver> Bus<D> {
             Unknown if own == Initialising => Ok(()),
             Unknown | Closed => {
                 self.release(key);
-                self.switch(store, key, own, Closed, &[])
+                let last = own != Closed && !online;
+                let nodes = last.then(|| self.driver.farewell()).unwrap_or_default();
+                self.switch(store, key, own, Closed, &nodes)
             }
             Closing => {
                 self.disconnect(key);
@@ -224,7 +231,9 @@ impl<D: Driver> Bus<D> {
             // The toolstack takes the device away and no front end uses it.
             Initialising | InitWait if leaving && !online => {
                 self.release(key);
-                self.switch(store, key, own, Closed, &[])
+                let last = own != Closed;
+                let nodes = last.then(|| self.driver.farewell()).unwrap_or_default();
+                self.switch(store, key, own, Closed, &nodes)
             }
             _ if failed => Ok(()),
             Initialising => {

@@ -170,6 +170,12 @@ impl<D: Datapath> Driver for BlockDriver<D> {
         self.datapath.failure(connection)
     }
 
+    fn farewell(&self) -> Vec<Node> {
+        // Xen's block script, when libxl has it remove a file, would look for the loop device that it
+        // has not made, and fail; without a path it has nothing to do.
+        vec![("params", String::new())]
+    }
+
     fn close(&mut self, id: DeviceId, device: Vbd) {
         self.in_use.remove(&id);
         drop(device);

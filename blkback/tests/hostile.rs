@@ -281,6 +281,7 @@ fn a_destroyed_guest_is_let_go() {
         .unwrap();
     host.settle();
     assert_eq!(guest.back_state(&host), "6");
+    assert_eq!(host.store.text(&format!("{}/params", guest.back)), "");
     assert_eq!(host.bus.counts(), (1, 0));
     assert_eq!(host.world.mappings(), 0);
     drop(front);
