@@ -16,6 +16,7 @@ mod host;
 mod hypervisor;
 mod mapping;
 mod preflight;
+mod seeds;
 mod storenode;
 mod versions;
 

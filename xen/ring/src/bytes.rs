@@ -1,8 +1,12 @@
 //! Byte rings: the console's (io/console.h) and the store's (io/xs_wire.h). Two streams in one page,
 //! each a power-of-two buffer with free-running consumer and producer indices.
 
+use core::mem::offset_of;
 use core::num::Wrapping;
 use core::sync::atomic::{Ordering, fence};
+
+use xen_sys::io::console::ConsolePage;
+use xen_sys::io::xs_wire::StorePage;
 
 use crate::{PeerError, SharedMemory, SharedMemoryExt};
 
@@ -28,37 +32,35 @@ pub struct RingLayout {
     pub to_guest: Direction,
 }
 
-/// `struct xencons_interface` (io/console.h): in[1024] @0, out[2048] @1024, in_cons, in_prod, out_cons,
-/// out_prod @3072; "in" is input to the guest.
+/// The console's page; "in" is input to the guest.
 pub const CONSOLE: RingLayout = RingLayout {
     from_guest: Direction {
-        buffer: 1024,
+        buffer: offset_of!(ConsolePage, output),
         capacity: 2048,
-        cons: 3080,
-        prod: 3084,
+        cons: offset_of!(ConsolePage, out_cons),
+        prod: offset_of!(ConsolePage, out_prod),
     },
     to_guest: Direction {
-        buffer: 0,
+        buffer: offset_of!(ConsolePage, input),
         capacity: 1024,
-        cons: 3072,
-        prod: 3076,
+        cons: offset_of!(ConsolePage, in_cons),
+        prod: offset_of!(ConsolePage, in_prod),
     },
 };
 
-/// `struct xenstore_domain_interface` (io/xs_wire.h): req[1024] @0, rsp[1024] @1024, req_cons, req_prod,
-/// rsp_cons, rsp_prod @2048, then server_features @2064, connection @2068, error @2072.
+/// The store's page.
 pub const STORE: RingLayout = RingLayout {
     from_guest: Direction {
-        buffer: 0,
+        buffer: offset_of!(StorePage, req),
         capacity: 1024,
-        cons: 2048,
-        prod: 2052,
+        cons: offset_of!(StorePage, req_cons),
+        prod: offset_of!(StorePage, req_prod),
     },
     to_guest: Direction {
-        buffer: 1024,
+        buffer: offset_of!(StorePage, rsp),
         capacity: 1024,
-        cons: 2056,
-        prod: 2060,
+        cons: offset_of!(StorePage, rsp_cons),
+        prod: offset_of!(StorePage, rsp_prod),
     },
 };
 

@@ -100,29 +100,3 @@ proptest! {
         }
     }
 }
-
-#[test]
-fn the_layouts_are_the_headers() {
-    use core::mem::offset_of;
-    use xen_sys::io::console::ConsolePage;
-    use xen_sys::io::xs_wire::StorePage;
-    let console = [
-        (CONSOLE.to_guest.buffer, offset_of!(ConsolePage, input)),
-        (CONSOLE.from_guest.buffer, offset_of!(ConsolePage, output)),
-        (CONSOLE.to_guest.cons, offset_of!(ConsolePage, in_cons)),
-        (CONSOLE.to_guest.prod, offset_of!(ConsolePage, in_prod)),
-        (CONSOLE.from_guest.cons, offset_of!(ConsolePage, out_cons)),
-        (CONSOLE.from_guest.prod, offset_of!(ConsolePage, out_prod)),
-    ];
-    let store = [
-        (STORE.from_guest.buffer, offset_of!(StorePage, req)),
-        (STORE.to_guest.buffer, offset_of!(StorePage, rsp)),
-        (STORE.from_guest.cons, offset_of!(StorePage, req_cons)),
-        (STORE.from_guest.prod, offset_of!(StorePage, req_prod)),
-        (STORE.to_guest.cons, offset_of!(StorePage, rsp_cons)),
-        (STORE.to_guest.prod, offset_of!(StorePage, rsp_prod)),
-    ];
-    for (ours, header) in console.into_iter().chain(store) {
-        assert_eq!(ours, header);
-    }
-}
