@@ -97,7 +97,7 @@ pub fn run(args: &DemoArgs) -> Result<i32> {
             format!("{programs} programs, {guests} guest images")
         },
     )?;
-    let mut lab = steps.step(
+    let lab = steps.step(
         "boot Xen and Linux as dom0 under QEMU",
         || Lab::start_from(&prepared, args.xen, 2048, Origin::Boot),
         |lab| lab.how().to_string(),

@@ -33,9 +33,47 @@ pub struct Lab {
     channel: Channel,
     qemu: Qemu,
     how: String,
-    dir: PathBuf,
-    keep: bool,
+    folder: RunFolder,
+}
+
+/// The folder of one run. Dropped: removed, unless it is to be kept.
+pub struct RunFolder {
+    path: PathBuf,
+    fate: std::cell::Cell<Fate>,
     _lock: Lock,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Remove,
+    Keep,
+    KeepAndSay,
+}
+
+impl RunFolder {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Keeps it.
+    pub fn keep(&self) {
+        self.fate.set(Fate::Keep);
+    }
+}
+
+impl Drop for RunFolder {
+    fn drop(&mut self) {
+        match self.fate.get() {
+            Fate::Remove => {
+                let _ = std::fs::remove_dir_all(&self.path);
+            }
+            Fate::Keep => {}
+            Fate::KeepAndSay => ui::status(format!("kept: {}", self.path.display())),
+        }
+        let _ = std::fs::remove_file(self.path.join("state"));
+        let _ = std::fs::remove_file(self.path.join("disk.img"));
+    }
 }
 
 /// Where a lab comes from.
@@ -94,6 +132,29 @@ impl Prepared {
         })
     }
 
+    /// A new folder for a run, locked while the run lives.
+    pub fn run_folder(&self) -> Result<RunFolder> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let runs = self.lab.join("runs");
+        make_dir(&runs)?;
+        let n = NEXT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("{}-{n}", std::process::id());
+        let lock = Lock::exclusive(&runs.join(format!("{name}.lock")))?;
+        let path = runs.join(&name);
+        let _ = std::fs::remove_dir_all(&path);
+        make_dir(&path)?;
+        let fate = if self.keep {
+            Fate::KeepAndSay
+        } else {
+            Fate::Remove
+        };
+        Ok(RunFolder {
+            path,
+            fate: std::cell::Cell::new(fate),
+            _lock: lock,
+        })
+    }
+
     /// The image of one Xen release.
     pub fn image(&self, version: XenVersion) -> Result<&Image> {
         match self.images.get(&version) {
@@ -116,22 +177,21 @@ impl Lab {
         memory_mib: u32,
         origin: Origin,
     ) -> Result<Lab> {
-        let (dir, lock) = run_folder(&prepared.lab)?;
-        snapshot::furnish(&dir)?;
+        let folder = prepared.run_folder()?;
+        let dir = folder.path();
+        snapshot::furnish(dir)?;
         let image = prepared.image(version)?;
         fill_share(&dir.join("share"), prepared, image)?;
         let begun = Instant::now();
         let started = match origin {
-            Origin::Snapshot => snapshot::start(&prepared.lab, image, version, memory_mib, &dir)?,
-            Origin::Boot => snapshot::boot_anew(&prepared.lab, image, memory_mib, &dir)?,
+            Origin::Snapshot => snapshot::start(&prepared.lab, image, version, memory_mib, dir)?,
+            Origin::Boot => snapshot::boot_anew(&prepared.lab, image, memory_mib, dir)?,
         };
         let lab = Lab {
             channel: started.channel,
             qemu: started.qemu,
             how: started.how,
-            dir,
-            keep: prepared.keep,
-            _lock: lock,
+            folder,
         };
         let out = lab.output(&["/usr/lib/lab/attach"], Duration::from_secs(30))?;
         if out.status != 0 {
@@ -145,7 +205,7 @@ impl Lab {
             version.name(),
             begun.elapsed().as_secs_f64(),
             lab.how,
-            lab.dir.display()
+            lab.dir().display()
         ));
         Ok(lab)
     }
@@ -157,22 +217,27 @@ impl Lab {
 
     /// Where logs of dom0's daemons appear on the host.
     pub fn logs(&self) -> PathBuf {
-        self.dir.join("rw/logs")
+        self.dir().join("rw/logs")
     }
 
     /// The folder of this run.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.folder.path()
     }
 
     /// /lab/tmp of dom0, on the host.
     pub fn tmp(&self) -> PathBuf {
-        self.dir.join("rw/tmp")
+        self.dir().join("rw/tmp")
+    }
+
+    /// Keeps the run's folder after the end, and says where it is.
+    pub fn keep(&self) {
+        self.folder.fate.set(Fate::KeepAndSay);
     }
 
     /// Keeps the run's folder after the end.
-    pub fn keep(&mut self) {
-        self.keep = true;
+    pub fn keep_quietly(&self) {
+        self.folder.keep();
     }
 
     /// Starts a command.
@@ -253,19 +318,13 @@ impl Lab {
                 );
             }
         }
-        out + &format!("  all logs: {}\n", self.dir.display())
+        out + &format!("  all logs: {}\n", self.dir().display())
     }
 }
 
 impl Drop for Lab {
     fn drop(&mut self) {
         self.channel.close();
-        if self.keep {
-            ui::status(format!("kept: {}", self.dir.display()));
-            let _ = std::fs::remove_file(self.dir.join("state"));
-        } else {
-            let _ = std::fs::remove_dir_all(&self.dir);
-        }
     }
 }
 
@@ -282,20 +341,6 @@ fn files_below(dir: &Path, out: &mut Vec<PathBuf>) {
             out.push(path);
         }
     }
-}
-
-/// A new folder for a run, locked while the run lives.
-fn run_folder(lab: &Path) -> Result<(PathBuf, Lock)> {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    let runs = lab.join("runs");
-    make_dir(&runs)?;
-    let n = NEXT.fetch_add(1, Ordering::Relaxed);
-    let name = format!("{}-{n}", std::process::id());
-    let lock = Lock::exclusive(&runs.join(format!("{name}.lock")))?;
-    let dir = runs.join(&name);
-    let _ = std::fs::remove_dir_all(&dir);
-    make_dir(&dir)?;
-    Ok((dir, lock))
 }
 
 /// How long the folder of a run that is over is kept: `--keep`, or a failure's logs.

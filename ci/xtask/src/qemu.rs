@@ -80,7 +80,7 @@ impl Machine<'_> {
     /// The arguments that make the machine what it is; equal for a snapshot and its restores.
     pub fn identity(accel: Accel, memory_mib: u32) -> Vec<String> {
         let cpu = match accel {
-            Accel::Kvm => "host",
+            Accel::Kvm => "host,arch-capabilities=off",
             Accel::Tcg | Accel::Icount => "qemu64",
         };
         let mut args = vec![
@@ -171,24 +171,68 @@ impl Machine<'_> {
         if self.paused {
             command.arg("-S");
         }
-        let log = File::create(self.dir.join("qemu.log"))
-            .context(|| format!("creating a log in {}", self.dir.display()))?;
+        Qemu::spawn(command, self.dir)
+    }
+}
+
+/// Xen with one guest image of ours as dom0, no Linux and no devices.
+pub struct BareMachine<'a> {
+    /// Unpacked Xen.
+    pub xen: &'a Path,
+    /// The image.
+    pub guest: &'a Path,
+    /// Its command line.
+    pub arguments: &'a str,
+    /// Folder of this run; the console log comes here.
+    pub dir: &'a Path,
+}
+
+impl BareMachine<'_> {
+    /// Starts QEMU; it ends by itself when the guest has Xen reboot.
+    pub fn start(&self) -> Result<Qemu> {
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "qemu-system-x86_64"]);
+        command.args([
+            "-accel", "tcg", "-cpu", "qemu64", "-m", "256", "-display", "none",
+        ]);
+        command.args([
+            "-nodefaults",
+            "-no-user-config",
+            "-no-reboot",
+            "-serial",
+            "file:console.log",
+        ]);
+        command.arg("-kernel").arg(self.xen);
+        command.args([
+            "-append",
+            "console=com1 dom0_mem=32M dom0_max_vcpus=1 bootscrub=0 guest_loglvl=all",
+        ]);
+        let guest = self.guest.display().to_string().replace(',', ",,");
         command
-            .current_dir(self.dir)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
-        let child = command.spawn().context(|| "starting QEMU".into())?;
-        let folder = File::open(self.dir).context(|| format!("opening {}", self.dir.display()))?;
-        Ok(Qemu {
-            child,
-            dir: self.dir.to_path_buf(),
-            folder,
-        })
+            .arg("-initrd")
+            .arg(format!("{guest} {}", self.arguments));
+        Qemu::spawn(command, self.dir)
     }
 }
 
 impl Qemu {
+    fn spawn(mut command: Command, dir: &Path) -> Result<Qemu> {
+        let log = File::create(dir.join("qemu.log"))
+            .context(|| format!("creating a log in {}", dir.display()))?;
+        command
+            .current_dir(dir)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let child = command.spawn().context(|| "starting QEMU".into())?;
+        let folder = File::open(dir).context(|| format!("opening {}", dir.display()))?;
+        Ok(Qemu {
+            child,
+            dir: dir.to_path_buf(),
+            folder,
+        })
+    }
+
     /// Connects to a socket of QEMU's, waiting for it to appear.
     pub fn connect(&mut self, name: &str, limit: Duration) -> Result<UnixStream> {
         // The folder's path may be longer than a socket address: go by its descriptor.

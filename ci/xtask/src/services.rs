@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::error::{Result, fail};
 use crate::lab::Lab;
+use crate::packages::XenVersion;
 use crate::ui;
 
 /// A part that exists twice: the stock one and ours.
@@ -86,6 +87,16 @@ fn plan(stock: &BTreeSet<Part>) -> (Vec<&'static str>, Option<Vec<String>>) {
         ours.push(left.join(","));
     }
     (theirs, Some(ours))
+}
+
+/// What commands in dom0 are told about their surroundings: `XLRS_STOCK`, the stock parts as a comma
+/// list, and `LAB_XEN`, the Xen release.
+pub fn environment(version: XenVersion, stock: &BTreeSet<Part>) -> Vec<(String, String)> {
+    let names: Vec<&str> = stock.iter().map(|p| p.name()).collect();
+    vec![
+        ("XLRS_STOCK".into(), names.join(",")),
+        ("LAB_XEN".into(), version.name().into()),
+    ]
 }
 
 /// Starts everything; an error tells which part did not come up and what it said.
