@@ -32,6 +32,7 @@ pub fn run(args: &TestArgs, report: &Report) {
         let lint = [
             "clippy",
             "-q",
+            "--keep-going",
             "--workspace",
             "--all-targets",
             "--",
@@ -175,8 +176,11 @@ fn follow_cargo_test(args: &TestArgs, workspace: &Path) -> Result<Seen> {
                 .flat_map(|e| BufReader::new(e).lines())
                 .map_while(|l| l.ok())
             {
-                text += &line;
-                text.push('\n');
+                let word = line.split_whitespace().next().unwrap_or("");
+                if !["Compiling", "Running", "Doc-tests", "Finished"].contains(&word) {
+                    text += &line;
+                    text.push('\n');
+                }
             }
             text
         });
