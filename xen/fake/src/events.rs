@@ -57,7 +57,7 @@ impl State {
         self.domains.get_mut(&dom.0)?.channels.get_mut(&port.0)
     }
 
-    fn new_port(&mut self, dom: DomId, channel: Channel) -> Result<Port, Errno> {
+    pub(crate) fn new_port(&mut self, dom: DomId, channel: Channel) -> Result<Port, Errno> {
         let channels = &mut self.domains.get_mut(&dom.0).ok_or(Errno::ESRCH)?.channels;
         // Lowest first, as Xen searches.
         let port = (1..MAX_PORTS)

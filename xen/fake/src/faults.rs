@@ -22,6 +22,10 @@ pub enum Call {
     BindInterdomain,
     /// `EventChannels::notify`: EINVAL.
     Notify,
+    /// A call of `DomainControl` by its name, such as `"XEN_DOMCTL_createdomain"`: ENOMEM.
+    Control(&'static str),
+    /// Any call of `DomainControl`: ENOMEM.
+    AnyControl,
     /// Something of the test's own, such as a storage write; asked for with [`Faults::hit`].
     Other(&'static str),
 }

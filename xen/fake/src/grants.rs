@@ -64,6 +64,11 @@ impl TableState {
         });
     }
 
+    /// Whether the toolstack may fill this entry.
+    pub(crate) fn is_reserved(&self, gref: GrantRef) -> bool {
+        (gref.0 as usize) < RESERVED
+    }
+
     pub(crate) fn get(&self, gref: GrantRef) -> Option<&GrantState> {
         self.entries.get(gref.0 as usize)?.as_ref()
     }

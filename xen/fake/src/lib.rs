@@ -23,15 +23,18 @@
 #![deny(unsafe_code)]
 
 mod clock;
+mod control;
 mod events;
 mod faults;
 mod foreign;
 mod grants;
 mod memory;
 mod schedule;
+mod tables;
 mod world;
 
 pub use clock::FakeClock;
+pub use control::{Control, FrameMapping};
 pub use events::Events;
 pub use faults::{Call, Faults};
 pub use foreign::{Foreign, Mapping};

@@ -64,11 +64,11 @@ impl Arena {
     /// Takes a zeroed page, if one is left.
     pub(crate) fn alloc(self: &Arc<Self>) -> Option<Arc<Slot>> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = match free.returned.pop_first() {
-            Some(index) => index,
+        let (index, used) = match free.returned.pop_first() {
+            Some(index) => (index, true),
             None if free.never_used < ARENA_PAGES => {
                 free.never_used += 1;
-                free.never_used - 1
+                (free.never_used - 1, false)
             }
             None => return None,
         };
@@ -77,7 +77,10 @@ impl Arena {
             arena: self.clone(),
             index,
         };
-        slot.zero();
+        // What was never used is zero, and takes no memory yet.
+        if used {
+            slot.zero();
+        }
         Some(Arc::new(slot))
     }
 }
@@ -93,6 +96,13 @@ impl Drop for Arena {
 pub(crate) struct Slot {
     arena: Arc<Arena>,
     index: usize,
+}
+
+impl Slot {
+    /// Its place in the memory file.
+    pub(crate) fn index(&self) -> usize {
+        self.index
+    }
 }
 
 impl Drop for Slot {
@@ -124,7 +134,7 @@ unsafe impl SharedMemory for Slot {
 pub(crate) struct View {
     base: NonNull<u8>,
     len: usize,
-    _pages: Vec<Arc<Slot>>,
+    pages: Vec<Arc<Slot>>,
 }
 
 // SAFETY: the mapping belongs to this value alone and is touched by volatile or atomic operations only.
@@ -139,7 +149,7 @@ impl View {
             return Ok(View {
                 base: NonNull::<u64>::dangling().cast(),
                 len,
-                _pages: pages,
+                pages,
             });
         }
         let access = if writable {
@@ -159,20 +169,25 @@ impl View {
         let view = View {
             base: NonNull::new(base.cast()).expect("mmap gives no null"),
             len,
-            _pages: pages,
+            pages,
         };
-        for (at, page) in view._pages.iter().enumerate() {
-            // SAFETY: replaces one page of the range reserved above, which nobody has seen yet.
+        let mut at = 0;
+        for run in view
+            .pages
+            .chunk_by(|page, next| page.index + 1 == next.index)
+        {
+            // SAFETY: replaces a part of the range reserved above, which nobody has seen yet.
             unsafe {
                 mmap(
-                    view.base.as_ptr().add(at * PAGE_SIZE).cast::<c_void>(),
-                    PAGE_SIZE,
+                    view.base.as_ptr().add(at).cast::<c_void>(),
+                    run.len() * PAGE_SIZE,
                     access,
                     MapFlags::SHARED | MapFlags::FIXED,
-                    &page.arena.file,
-                    (page.index * PAGE_SIZE) as u64,
+                    &run[0].arena.file,
+                    (run[0].index * PAGE_SIZE) as u64,
                 )
             }?;
+            at += run.len() * PAGE_SIZE;
         }
         Ok(view)
     }
@@ -216,3 +231,4 @@ macro_rules! memory_of {
 
 memory_of!(crate::Page, slot);
 memory_of!(crate::Mapping, view);
+memory_of!(crate::FrameMapping, view);

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use xen_sys::{DomId, GrantRef, Port};
 
+use crate::control::{Build, DEFAULT_MEMORY_PAGES};
 use crate::events::{Channel, ChannelState};
 use crate::grants::{GrantState, TableState};
-use crate::memory::{Arena, Slot};
-use crate::{Events, FakeClock, Faults, Foreign, Grants, Page};
+use crate::memory::Arena;
+use crate::{Control, Events, FakeClock, Faults, Foreign, Grants, Page};
 
 /// Xen's `GNTTAB_RESERVED_CONSOLE` and `GNTTAB_RESERVED_XENSTORE` (grant_table.h).
 const CONSOLE_GREF: GrantRef = GrantRef(0);
@@ -28,6 +29,11 @@ pub(crate) struct Shared {
 pub(crate) struct State {
     pub(crate) domains: BTreeMap<u16, DomainState>,
     next_dom: u16,
+    /// The host's memory for domains, in pages.
+    pub(crate) memory_pages: u64,
+    /// Domain 0's mappings of others' frames: of whom, which.
+    pub(crate) frame_mappings: BTreeMap<u64, (DomId, Vec<u64>)>,
+    pub(crate) refusals: Vec<String>,
     pub(crate) mappings: BTreeMap<u64, MappingState>,
     pub(crate) next_id: u64,
     pub(crate) violations: Vec<String>,
@@ -44,6 +50,8 @@ pub(crate) struct DomainState {
     pub(crate) channels: BTreeMap<u32, Channel>,
     pub(crate) pages: usize,
     pub(crate) max_pages: usize,
+    /// What the toolstack has built; nothing for domains that a test makes ready-made.
+    pub(crate) build: Option<Build>,
 }
 
 impl Shared {
@@ -54,6 +62,14 @@ impl Shared {
 }
 
 impl State {
+    pub(crate) fn new_dom(&mut self) -> DomId {
+        while self.domains.contains_key(&self.next_dom) {
+            self.next_dom += 1;
+        }
+        self.next_dom += 1;
+        DomId(self.next_dom - 1)
+    }
+
     pub(crate) fn new_id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id
@@ -68,6 +84,9 @@ impl World {
             state: Mutex::new(State {
                 domains: BTreeMap::new(),
                 next_dom: 1,
+                memory_pages: DEFAULT_MEMORY_PAGES,
+                frame_mappings: BTreeMap::new(),
+                refusals: Vec::new(),
                 mappings: BTreeMap::new(),
                 next_id: 0,
                 violations: Vec::new(),
@@ -85,8 +104,32 @@ impl World {
         Domain {
             world: self.clone(),
             id: DomId::DOM0,
-            boot: None,
         }
+    }
+
+    /// A domain, ready-made or built by a toolstack.
+    pub fn domain(&self, dom: DomId) -> Option<Domain> {
+        self.is_alive(dom).then(|| Domain {
+            world: self.clone(),
+            id: dom,
+        })
+    }
+
+    /// The hypervisor as domain 0's toolstack sees it.
+    pub fn control(&self) -> Control {
+        Control {
+            world: self.0.clone(),
+        }
+    }
+
+    /// Lets the host have so much memory for domains, in pages.
+    pub fn set_memory_pages(&self, pages: u64) {
+        self.0.lock().memory_pages = pages;
+    }
+
+    /// Why page tables were not pinned, in words; Xen itself only says so in its log.
+    pub fn refusals(&self) -> Vec<String> {
+        self.0.lock().refusals.clone()
     }
 
     /// Makes a domain as a toolstack leaves it: a console page as grant 0 and a store page as grant 1,
@@ -94,8 +137,7 @@ impl World {
     pub fn create_domain(&self) -> Domain {
         let pages = [(); 2].map(|()| self.0.arena.alloc().expect("a page for a new domain"));
         let mut state = self.0.lock();
-        let id = DomId(state.next_dom);
-        state.next_dom += 1;
+        let id = state.new_dom();
         let mut domain = DomainState::new();
         for (gref, slot) in [CONSOLE_GREF, STORE_GREF].into_iter().zip(&pages) {
             domain.table.seed(gref, DomId::DOM0, slot.clone());
@@ -108,11 +150,9 @@ impl World {
         }
         state.domains.insert(id.0, domain);
         drop(state);
-        let [console, store] = pages;
         Domain {
             world: self.clone(),
             id,
-            boot: Some(Boot { store, console }),
         }
     }
 
@@ -136,6 +176,16 @@ impl World {
     /// Whether there is such a domain.
     pub fn is_alive(&self, dom: DomId) -> bool {
         self.0.lock().domains.contains_key(&dom.0)
+    }
+
+    /// The numbers of all domains, domain 0 included.
+    pub fn domains(&self) -> Vec<DomId> {
+        self.0
+            .lock()
+            .domains
+            .keys()
+            .map(|&dom| DomId(dom))
+            .collect()
     }
 
     /// Calls that are to fail.
@@ -164,7 +214,16 @@ impl World {
                 mapping.by, mapping.grefs, mapping.dom
             ));
         }
+        for (dom, frames) in state.frame_mappings.values() {
+            left.push(format!(
+                "domain 0 maps {} frames of domain {dom}",
+                frames.len()
+            ));
+        }
         for (dom, domain) in &state.domains {
+            if domain.build.is_some() {
+                left.push(format!("domain {dom} was made by a toolstack and lives"));
+            }
             for (gref, grant) in domain.table.active() {
                 left.push(format!(
                     "domain {dom} grants {gref} to domain {}",
@@ -195,12 +254,13 @@ impl World {
 }
 
 impl DomainState {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         DomainState {
             table: TableState::new(),
             channels: BTreeMap::new(),
             pages: 0,
             max_pages: usize::MAX,
+            build: None,
         }
     }
 }
@@ -210,13 +270,6 @@ impl DomainState {
 pub struct Domain {
     world: World,
     id: DomId,
-    boot: Option<Boot>,
-}
-
-#[derive(Clone)]
-struct Boot {
-    store: Arc<Slot>,
-    console: Arc<Slot>,
 }
 
 impl Domain {
@@ -253,12 +306,12 @@ impl Domain {
 
     /// The guest's own access to its store page (grant 1). Panics for domain 0, which has none.
     pub fn store_page(&self) -> Page {
-        self.boot_page(|boot| &boot.store)
+        self.boot_page(STORE_GREF)
     }
 
     /// The guest's own access to its console page (grant 0). Panics for domain 0, which has none.
     pub fn console_page(&self) -> Page {
-        self.boot_page(|boot| &boot.console)
+        self.boot_page(CONSOLE_GREF)
     }
 
     /// The port of the console, to be taken with [`Events::adopt`].
@@ -310,9 +363,11 @@ impl Domain {
         body(domain.unwrap_or_else(|| panic!("domain {} was destroyed", self.id)))
     }
 
-    fn boot_page(&self, which: impl FnOnce(&Boot) -> &Arc<Slot>) -> Page {
-        let boot = self.boot.as_ref();
-        let slot = which(boot.expect("domain 0 has no store or console page")).clone();
-        Page::borrowed(slot)
+    fn boot_page(&self, gref: GrantRef) -> Page {
+        let slot = self.with(|domain| {
+            let grant = domain.table.get(gref);
+            grant.map(|grant| grant.slot.clone())
+        });
+        Page::borrowed(slot.unwrap_or_else(|| panic!("domain {} has no grant {gref}", self.id)))
     }
 }
