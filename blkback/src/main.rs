@@ -1,4 +1,5 @@
 //! The command `blkback`: one daemon for all disks, a thread for each.
+#![forbid(unsafe_code)]
 
 use std::os::fd::AsFd;
 use std::process::ExitCode;

@@ -1,4 +1,5 @@
 //! The command `netback`: one daemon for all network interfaces, a TAP device and a thread for each.
+#![forbid(unsafe_code)]
 
 use std::io;
 use std::os::fd::AsFd;

@@ -1,4 +1,5 @@
 //! The command `xenstored`.
+#![forbid(unsafe_code)]
 
 use std::os::fd::AsFd;
 use std::process::ExitCode;
