@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 pub mod block;
+pub mod fake;
 pub mod store;
 mod verdict;
 

@@ -39,7 +39,6 @@ pub struct FrameMapping {
 pub(crate) struct Build {
     spec: CreateDomain,
     paused: u32,
-    shutdown: Option<ShutdownReason>,
     vcpus: u32,
     max_pages: u64,
     claimed: u64,
@@ -55,16 +54,16 @@ impl Build {
         self.frames.len() as u64
     }
 
-    fn info(&self, dom: DomId) -> DomainInfo {
+    fn info(&self, dom: DomId, shutdown: Option<ShutdownReason>) -> DomainInfo {
         DomainInfo {
             dom,
             flags: DomainFlags {
-                shutdown: self.shutdown.is_some(),
+                shutdown: shutdown.is_some(),
                 paused: self.paused > 0,
                 blocked: self.paused == 0,
                 ..DomainFlags::default()
             },
-            shutdown_reason: self.shutdown,
+            shutdown_reason: shutdown,
             total_pages: self.pages(),
             outstanding_pages: self.claimed,
             max_pages: self.max_pages,
@@ -77,6 +76,12 @@ impl Build {
             cpupool: self.spec.cpupool,
         }
     }
+}
+
+/// `None` for domains that no toolstack has built.
+fn info(dom: DomId, domain: &DomainState) -> Option<DomainInfo> {
+    let build = domain.build.as_ref()?;
+    Some(build.info(dom, domain.shutdown))
 }
 
 fn frame_of(slot: &Slot) -> Mfn {
@@ -160,16 +165,6 @@ impl Control {
         let build = state.domains.get(&dom.0)?.build.as_ref()?;
         tables::translate(&build.frames, build.start?.l4, address)
     }
-
-    /// As if the guest had called SCHEDOP_shutdown.
-    pub fn guest_shuts_down(&self, dom: DomId, reason: ShutdownReason) {
-        let mut state = self.world.lock();
-        let build = state
-            .domains
-            .get_mut(&dom.0)
-            .and_then(|domain| domain.build.as_mut());
-        build.expect("a domain that the toolstack made").shutdown = Some(reason);
-    }
 }
 
 impl DomainControl for Control {
@@ -230,7 +225,6 @@ impl DomainControl for Control {
         let build = Build {
             spec: spec.clone(),
             paused: 1,
-            shutdown: None,
             vcpus: 0,
             max_pages: 0,
             claimed: 0,
@@ -274,30 +268,27 @@ impl DomainControl for Control {
     }
 
     fn remote_shutdown(&self, dom: DomId, reason: ShutdownReason) -> Result<()> {
-        self.with("SCHEDOP_remote_shutdown", dom, |build, _| {
-            build.shutdown.get_or_insert(reason);
-            Ok(())
-        })
+        self.with("SCHEDOP_remote_shutdown", dom, |_, _| Ok(()))?;
+        World(self.world.clone()).shut_down(dom, reason);
+        Ok(())
     }
 
     fn info(&self, dom: DomId) -> Result<Option<DomainInfo>> {
         self.hit("XEN_DOMCTL_getdomaininfo", dom)?;
         let state = self.world.lock();
-        let build = state
+        Ok(state
             .domains
             .get(&dom.0)
-            .and_then(|domain| domain.build.as_ref());
-        Ok(build.map(|build| build.info(dom)))
+            .and_then(|domain| info(dom, domain)))
     }
 
     fn list(&self) -> Result<Vec<DomainInfo>> {
         self.hit("XEN_SYSCTL_getdomaininfolist", DomId::DOM0)?;
         let state = self.world.lock();
-        let built = state.domains.iter().filter_map(|(&dom, domain)| {
-            let build = domain.build.as_ref()?;
-            Some(build.info(DomId(dom)))
-        });
-        Ok(built.collect())
+        let all = state.domains.iter();
+        Ok(all
+            .filter_map(|(&dom, domain)| info(DomId(dom), domain))
+            .collect())
     }
 
     fn set_max_vcpus(&self, dom: DomId, count: u32) -> Result<()> {

@@ -31,8 +31,15 @@ pub(crate) struct Channel {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ChannelState {
-    Unbound { remote: DomId },
-    Interdomain { remote: DomId, port: Port },
+    Unbound {
+        remote: DomId,
+    },
+    Interdomain {
+        remote: DomId,
+        port: Port,
+    },
+    /// `VIRQ_DOM_EXC`.
+    DomExc,
 }
 
 impl Channel {
@@ -74,6 +81,25 @@ impl State {
         }
     }
 
+    /// Some domain has died or shut down.
+    pub(crate) fn raise_dom_exc(&mut self) {
+        let ports: Vec<(u16, u32)> = self
+            .domains
+            .iter()
+            .flat_map(|(&dom, domain)| {
+                domain
+                    .channels
+                    .iter()
+                    .map(move |(&port, channel)| (dom, port, channel))
+            })
+            .filter(|(_, _, channel)| channel.state == ChannelState::DomExc)
+            .map(|(dom, port, _)| (dom, port))
+            .collect();
+        for (dom, port) in ports {
+            self.set_pending(DomId(dom), Port(port));
+        }
+    }
+
     /// Frees a port; the other end, if any, is unbound again, for the same domain.
     pub(crate) fn close(&mut self, dom: DomId, port: Port) -> Option<Channel> {
         let channel = self.domains.get_mut(&dom.0)?.channels.remove(&port.0)?;
@@ -102,6 +128,31 @@ impl Events {
             }
             _ => Err(self.error("adopt", self.dom, port, Errno::EINVAL)),
         }
+    }
+
+    /// Binds a port that fires whenever a domain dies or shuts down (`VIRQ_DOM_EXC`), for domain 0. EEXIST
+    /// if somebody has it already.
+    pub fn bind_dom_exc(&self) -> Result<Port> {
+        const OP: &str = "EVTCHNOP_bind_virq";
+        let refused = |errno| self.error(OP, self.dom, Port(0), errno);
+        if self.dom != DomId::DOM0 {
+            return Err(refused(Errno::EPERM));
+        }
+        let mut state = self.world.lock();
+        let channels = state
+            .domains
+            .get(&self.dom.0)
+            .map(|domain| &domain.channels);
+        let taken = channels.is_some_and(|channels| {
+            channels
+                .values()
+                .any(|channel| channel.state == ChannelState::DomExc)
+        });
+        if taken {
+            return Err(refused(Errno::EEXIST));
+        }
+        let channel = Channel::new(ChannelState::DomExc, Some(self.owner));
+        state.new_port(self.dom, channel).map_err(refused)
     }
 
     /// Whether a port has fired and is neither taken nor masked.
@@ -192,6 +243,7 @@ impl EventChannels for Events {
             None => Err(error),
             // Nobody is there: the event is dropped.
             Some(ChannelState::Unbound { .. }) => Ok(()),
+            Some(ChannelState::DomExc) => Err(error),
             Some(ChannelState::Interdomain { remote, port }) => {
                 state.set_pending(remote, port);
                 Ok(())

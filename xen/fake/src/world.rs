@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use xen_hal::ShutdownReason;
 use xen_sys::{DomId, GrantRef, Port};
 
 use crate::control::{Build, DEFAULT_MEMORY_PAGES};
@@ -50,6 +51,7 @@ pub(crate) struct DomainState {
     pub(crate) channels: BTreeMap<u32, Channel>,
     pub(crate) pages: usize,
     pub(crate) max_pages: usize,
+    pub(crate) shutdown: Option<ShutdownReason>,
     /// What the toolstack has built; nothing for domains that a test makes ready-made.
     pub(crate) build: Option<Build>,
 }
@@ -169,8 +171,24 @@ impl World {
             state.close(dom, Port(port));
         }
         let gone = state.domains.remove(&dom.0);
+        state.raise_dom_exc();
         drop(state);
         drop(gone);
+    }
+
+    /// The domain has shut itself down (SCHEDOP_shutdown), or was shut down by domain 0; only the first
+    /// reason counts. No effect if it is gone.
+    pub fn shut_down(&self, dom: DomId, reason: ShutdownReason) {
+        let mut state = self.0.lock();
+        if let Some(domain) = state.domains.get_mut(&dom.0) {
+            domain.shutdown.get_or_insert(reason);
+            state.raise_dom_exc();
+        }
+    }
+
+    /// Why a domain has shut down, if it has.
+    pub fn shutdown_reason(&self, dom: DomId) -> Option<ShutdownReason> {
+        self.0.lock().domains.get(&dom.0)?.shutdown
     }
 
     /// Whether there is such a domain.
@@ -260,6 +278,7 @@ impl DomainState {
             channels: BTreeMap::new(),
             pages: 0,
             max_pages: usize::MAX,
+            shutdown: None,
             build: None,
         }
     }

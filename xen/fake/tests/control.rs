@@ -96,7 +96,7 @@ fn a_domain_is_built_and_runs() {
     ring.unwrap().write::<u32>(0, 77);
     assert_eq!(world.domain(dom).unwrap().store_page().read::<u32>(0), 77);
 
-    control.guest_shuts_down(dom, ShutdownReason::Crash);
+    world.shut_down(dom, ShutdownReason::Crash);
     let info = control.info(dom).unwrap().unwrap();
     assert_eq!(info.shutdown_reason, Some(ShutdownReason::Crash));
     control.destroy(dom).unwrap();

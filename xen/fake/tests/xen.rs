@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use xen_fake::{Actor, Call, Schedule, Step, World};
 use xen_hal::{
     AccessMode, Clock, CopyBuffer, Error, EventChannels, ForeignGrants, GrantCopy, GrantTable,
-    Lease,
+    Lease, ShutdownReason,
 };
 use xen_ring::{SharedMemory, SharedMemoryExt};
 use xen_sys::{DomId, Errno, GrantRef, Port};
@@ -398,6 +398,24 @@ fn a_new_domain_has_what_a_toolstack_gives_it() {
     assert_eq!(guest.console_page().read::<u32>(2048), 0);
     drop((ring, kernel, daemon));
     world.assert_nothing_left();
+}
+
+#[test]
+fn a_domains_end_is_told() {
+    let world = World::new();
+    let (guest, events) = (world.create_domain(), world.dom0().events());
+    let port = events.bind_dom_exc().unwrap();
+    assert!(events.bind_dom_exc().is_err() && guest.events().bind_dom_exc().is_err());
+    for end in [
+        |world: &World, dom| world.shut_down(dom, ShutdownReason::Poweroff),
+        |world: &World, dom| world.destroy_domain(dom),
+    ] {
+        assert_eq!(events.next_pending(), Ok(None));
+        end(&world, guest.id());
+        assert_eq!(events.next_pending(), Ok(Some(port)));
+        events.unmask(port).unwrap();
+    }
+    assert!(events.notify(port).is_err());
 }
 
 #[test]

@@ -1,0 +1,8 @@
+//! A whole host in one process: the real store core and the real block backend on the fake world's
+//! grants and events, with guests that use the real drivers. Everything runs only when stepped.
+
+mod machine;
+mod store_server;
+
+pub use machine::{FakeGuest, GuestWire, Machine, MemoryImage};
+pub use store_server::{DaemonClient, StoreServer};
