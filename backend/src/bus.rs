@@ -60,6 +60,8 @@ struct Entry<D: Driver> {
     connection: Option<D::Connection>,
     /// It failed, and the front end has not let go since: not tried again before it does.
     failed: bool,
+    /// There may be a message in the error directory.
+    reported: bool,
 }
 
 /// Most store events taken before the devices they name are looked at (XSA-349: a flood costs one look).
@@ -331,6 +333,7 @@ impl<D: Driver> Bus<D> {
         self.disconnect(key);
         if let Some(entry) = self.devices.get_mut(&key) {
             entry.failed = true;
+            entry.reported = true;
         }
         let result = self.report(store, key, error);
         match result {
@@ -369,6 +372,7 @@ impl<D: Driver> Bus<D> {
             device: None,
             connection: None,
             failed: false,
+            reported: false,
         });
         if entry.watched && entry.front == front {
             return Ok(());
@@ -421,8 +425,27 @@ impl<D: Driver> Bus<D> {
                 other => other?,
             }
         }
-        store.rm_if_present(None, &format!("{}/{}", self.error_root, id(key)))?;
+        if entry.reported {
+            self.take_report_back(store, key)?;
+        }
         self.say(id(key), "forgotten");
+        Ok(())
+    }
+
+    /// Removes a device's message, and the directories above it if they are empty then.
+    fn take_report_back(&self, store: &dyn Store, key: Key) -> Result<()> {
+        let mut path = format!("{}/{}", self.error_root, id(key));
+        let top = self.error_root.find("/error/").map_or(0, |at| at + 6);
+        while path.len() >= top {
+            store.rm_if_present(None, &path)?;
+            let Some((above, _)) = path.rsplit_once('/') else {
+                break;
+            };
+            path = above.to_string();
+            if !list(store, &path)?.is_empty() {
+                break;
+            }
+        }
         Ok(())
     }
 

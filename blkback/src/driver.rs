@@ -172,8 +172,8 @@ impl<D: Datapath> Driver for BlockDriver<D> {
 
     fn farewell(&self) -> Vec<Node> {
         // Xen's block script, when libxl has it remove a file, would look for the loop device that it
-        // has not made, and fail; without a path it has nothing to do.
-        vec![("params", String::new())]
+        // has not made, and fail; for what is neither file nor block device it has nothing to do.
+        vec![("params", "/dev/null".to_string())]
     }
 
     fn close(&mut self, id: DeviceId, device: Vbd) {
