@@ -44,6 +44,61 @@ pub trait Store {
     fn next_event(&self) -> Result<Option<WatchEvent>, StoreError>;
 }
 
+impl<S: Store + ?Sized> Store for &S {
+    fn read(&self, tx: Option<TxId>, path: &str) -> Result<Vec<u8>, StoreError> {
+        (**self).read(tx, path)
+    }
+
+    fn write(&self, tx: Option<TxId>, path: &str, value: &[u8]) -> Result<(), StoreError> {
+        (**self).write(tx, path, value)
+    }
+
+    fn mkdir(&self, tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
+        (**self).mkdir(tx, path)
+    }
+
+    fn rm(&self, tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
+        (**self).rm(tx, path)
+    }
+
+    fn list(&self, tx: Option<TxId>, path: &str) -> Result<Vec<String>, StoreError> {
+        (**self).list(tx, path)
+    }
+
+    fn permissions(&self, tx: Option<TxId>, path: &str) -> Result<Vec<Permission>, StoreError> {
+        (**self).permissions(tx, path)
+    }
+
+    fn set_permissions(
+        &self,
+        tx: Option<TxId>,
+        path: &str,
+        list: &[Permission],
+    ) -> Result<(), StoreError> {
+        (**self).set_permissions(tx, path, list)
+    }
+
+    fn start(&self) -> Result<TxId, StoreError> {
+        (**self).start()
+    }
+
+    fn end(&self, tx: TxId, commit: bool) -> Result<(), StoreError> {
+        (**self).end(tx, commit)
+    }
+
+    fn watch(&self, path: &str, token: &str) -> Result<(), StoreError> {
+        (**self).watch(path, token)
+    }
+
+    fn unwatch(&self, path: &str, token: &str) -> Result<(), StoreError> {
+        (**self).unwatch(path, token)
+    }
+
+    fn next_event(&self) -> Result<Option<WatchEvent>, StoreError> {
+        (**self).next_event()
+    }
+}
+
 /// What is built from [`Store`]'s operations.
 pub trait StoreExt: Store {
     /// A node's value, or `None` if there is no such node.
