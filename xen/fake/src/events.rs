@@ -12,12 +12,15 @@ use crate::world::{Shared, State};
 /// Ports that a domain can have (`EVTCHN_2L_NR_CHANNELS` of a 64-bit domain).
 const MAX_PORTS: u32 = 4096;
 
-/// One owner of event channels in a domain: a kernel, or an open /dev/xen/evtchn. Ports that are still
-/// bound when it is dropped are closed.
-pub struct Events {
+/// One owner of event channels in a domain: a kernel, or an open /dev/xen/evtchn. Every clone is the same
+/// owner; ports that are still bound when the last one is dropped are closed.
+#[derive(Clone)]
+pub struct Events(Arc<Owner>);
+
+struct Owner {
     world: Arc<Shared>,
     dom: DomId,
-    owner: u64,
+    id: u64,
 }
 
 pub(crate) struct Channel {
@@ -114,19 +117,19 @@ impl State {
 
 impl Events {
     pub(crate) fn new(world: Arc<Shared>, dom: DomId) -> Self {
-        let owner = world.lock().new_id();
-        Events { world, dom, owner }
+        let id = world.lock().new_id();
+        Events(Arc::new(Owner { world, dom, id }))
     }
 
     /// Takes a port that the toolstack made for the guest: the store's or the console's.
     pub fn adopt(&self, port: Port) -> Result<()> {
-        let mut state = self.world.lock();
-        match state.channel(self.dom, port) {
+        let mut state = self.0.world.lock();
+        match state.channel(self.0.dom, port) {
             Some(channel) if channel.owner.is_none() => {
-                channel.owner = Some(self.owner);
+                channel.owner = Some(self.0.id);
                 Ok(())
             }
-            _ => Err(self.error("adopt", self.dom, port, Errno::EINVAL)),
+            _ => Err(self.error("adopt", self.0.dom, port, Errno::EINVAL)),
         }
     }
 
@@ -134,14 +137,14 @@ impl Events {
     /// if somebody has it already.
     pub fn bind_dom_exc(&self) -> Result<Port> {
         const OP: &str = "EVTCHNOP_bind_virq";
-        let refused = |errno| self.error(OP, self.dom, Port(0), errno);
-        if self.dom != DomId::DOM0 {
+        let refused = |errno| self.error(OP, self.0.dom, Port(0), errno);
+        if self.0.dom != DomId::DOM0 {
             return Err(refused(Errno::EPERM));
         }
-        let mut state = self.world.lock();
+        let mut state = self.0.world.lock();
         let channels = state
             .domains
-            .get(&self.dom.0)
+            .get(&self.0.dom.0)
             .map(|domain| &domain.channels);
         let taken = channels.is_some_and(|channels| {
             channels
@@ -151,25 +154,25 @@ impl Events {
         if taken {
             return Err(refused(Errno::EEXIST));
         }
-        let channel = Channel::new(ChannelState::DomExc, Some(self.owner));
-        state.new_port(self.dom, channel).map_err(refused)
+        let channel = Channel::new(ChannelState::DomExc, Some(self.0.id));
+        state.new_port(self.0.dom, channel).map_err(refused)
     }
 
     /// Whether a port has fired and is neither taken nor masked.
     pub fn has_pending(&self) -> bool {
-        let state = self.world.lock();
-        let domain = state.domains.get(&self.dom.0);
+        let state = self.0.world.lock();
+        let domain = state.domains.get(&self.0.dom.0);
         domain.is_some_and(|domain| domain.channels.values().any(|channel| self.fires(channel)))
     }
 
     fn fires(&self, channel: &Channel) -> bool {
-        channel.owner == Some(self.owner) && channel.pending.is_some() && !channel.masked
+        channel.owner == Some(self.0.id) && channel.pending.is_some() && !channel.masked
     }
 
     fn owned<'a>(&self, state: &'a mut State, port: Port) -> Option<&'a mut Channel> {
         state
-            .channel(self.dom, port)
-            .filter(|channel| channel.owner == Some(self.owner))
+            .channel(self.0.dom, port)
+            .filter(|channel| channel.owner == Some(self.0.id))
     }
 
     fn error(&self, op: &'static str, dom: DomId, port: Port, errno: Errno) -> Error {
@@ -185,58 +188,58 @@ impl Events {
 impl EventChannels for Events {
     fn alloc_unbound(&self, remote: DomId) -> Result<Port> {
         const OP: &str = "EVTCHNOP_alloc_unbound";
-        let remote = resolve(remote, self.dom);
-        let mut state = self.world.lock();
-        if self.world.faults.hit(Call::AllocUnbound) {
+        let remote = resolve(remote, self.0.dom);
+        let mut state = self.0.world.lock();
+        if self.0.world.faults.hit(Call::AllocUnbound) {
             return Err(self.error(OP, remote, Port(0), Errno::ENOSPC));
         }
-        let channel = Channel::new(ChannelState::Unbound { remote }, Some(self.owner));
+        let channel = Channel::new(ChannelState::Unbound { remote }, Some(self.0.id));
         state
-            .new_port(self.dom, channel)
+            .new_port(self.0.dom, channel)
             .map_err(|errno| self.error(OP, remote, Port(0), errno))
     }
 
     fn bind_interdomain(&self, remote: DomId, port: Port) -> Result<Port> {
-        let remote = resolve(remote, self.dom);
+        let remote = resolve(remote, self.0.dom);
         let error = |errno| self.error("EVTCHNOP_bind_interdomain", remote, port, errno);
-        let mut state = self.world.lock();
-        if self.world.faults.hit(Call::BindInterdomain) {
+        let mut state = self.0.world.lock();
+        if self.0.world.faults.hit(Call::BindInterdomain) {
             return Err(error(Errno::ENOSPC));
         }
         if !state.domains.contains_key(&remote.0) {
             return Err(error(Errno::ESRCH));
         }
-        let wanted = ChannelState::Unbound { remote: self.dom };
+        let wanted = ChannelState::Unbound { remote: self.0.dom };
         match state.channel(remote, port) {
             Some(channel) if channel.state == wanted => {}
             _ => return Err(error(Errno::EINVAL)),
         }
-        let ours = Channel::new(ChannelState::Interdomain { remote, port }, Some(self.owner));
-        let local = state.new_port(self.dom, ours).map_err(error)?;
+        let ours = Channel::new(ChannelState::Interdomain { remote, port }, Some(self.0.id));
+        let local = state.new_port(self.0.dom, ours).map_err(error)?;
         if let Some(channel) = state.channel(remote, port) {
             channel.state = ChannelState::Interdomain {
-                remote: self.dom,
+                remote: self.0.dom,
                 port: local,
             };
         }
         // What was sent to the unbound port is lost; Xen makes up for it with one event on the new port.
-        state.set_pending(self.dom, local);
+        state.set_pending(self.0.dom, local);
         Ok(local)
     }
 
     fn close(&self, port: Port) -> Result<()> {
-        let mut state = self.world.lock();
+        let mut state = self.0.world.lock();
         if self.owned(&mut state, port).is_none() {
-            return Err(self.error("EVTCHNOP_close", self.dom, port, Errno::EINVAL));
+            return Err(self.error("EVTCHNOP_close", self.0.dom, port, Errno::EINVAL));
         }
-        state.close(self.dom, port);
+        state.close(self.0.dom, port);
         Ok(())
     }
 
     fn notify(&self, port: Port) -> Result<()> {
-        let mut state = self.world.lock();
-        let error = self.error("EVTCHNOP_send", self.dom, port, Errno::EINVAL);
-        if self.world.faults.hit(Call::Notify) {
+        let mut state = self.0.world.lock();
+        let error = self.error("EVTCHNOP_send", self.0.dom, port, Errno::EINVAL);
+        if self.0.world.faults.hit(Call::Notify) {
             return Err(error);
         }
         match self.owned(&mut state, port).map(|channel| channel.state) {
@@ -252,8 +255,8 @@ impl EventChannels for Events {
     }
 
     fn next_pending(&self) -> Result<Option<Port>> {
-        let mut state = self.world.lock();
-        let Some(domain) = state.domains.get_mut(&self.dom.0) else {
+        let mut state = self.0.world.lock();
+        let Some(domain) = state.domains.get_mut(&self.0.dom.0) else {
             return Ok(None);
         };
         let first = domain
@@ -269,18 +272,18 @@ impl EventChannels for Events {
     }
 
     fn unmask(&self, port: Port) -> Result<()> {
-        let mut state = self.world.lock();
+        let mut state = self.0.world.lock();
         match self.owned(&mut state, port) {
             Some(channel) => {
                 channel.masked = false;
                 Ok(())
             }
-            None => Err(self.error("EVTCHNOP_unmask", self.dom, port, Errno::EINVAL)),
+            None => Err(self.error("EVTCHNOP_unmask", self.0.dom, port, Errno::EINVAL)),
         }
     }
 }
 
-impl Drop for Events {
+impl Drop for Owner {
     fn drop(&mut self) {
         let mut state = self.world.lock();
         let Some(domain) = state.domains.get_mut(&self.dom.0) else {
@@ -288,7 +291,7 @@ impl Drop for Events {
         };
         let mut close = Vec::new();
         for (&port, channel) in &mut domain.channels {
-            if channel.owner != Some(self.owner) {
+            if channel.owner != Some(self.id) {
                 continue;
             }
             if channel.boot {
