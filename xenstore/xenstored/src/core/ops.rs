@@ -163,8 +163,13 @@ impl Ops<'_> {
     /// right on the nearest node above, so that nobody learns what is in a foreign directory.
     fn access(&mut self, path: &str, right: Right, seen: u8) -> Result<&Node, Errno> {
         let (found, node) = self.tree.nearest(path);
-        let allowed = node.acl().allows(&self.actor, right);
         let exists = found.len() == path.len();
+        // Who may write in a directory may know that something is not in it.
+        let right = match right {
+            Right::Own if !exists => Right::Write,
+            right => right,
+        };
+        let allowed = node.acl().allows(&self.actor, right);
         let rights = if self.actor.is_privileged() {
             0
         } else {
