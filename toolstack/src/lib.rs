@@ -5,11 +5,22 @@
 //! Invariant: every wait has a bound and says who was late; no process is forked to create a guest.
 #![deny(unsafe_code)]
 
+pub mod backends;
+pub mod build;
 pub mod config;
+pub mod console;
+pub mod create;
+pub mod destroy;
 mod error;
 pub mod image;
+pub mod lock;
 pub mod nodes;
 pub mod os;
+pub mod power;
+pub mod prepare;
+pub mod store;
+pub mod supervise;
+pub mod userdata;
 pub mod uuid;
 
 pub use error::{Error, Kind, Result};

@@ -1,0 +1,267 @@
+//! Fills an empty domain: memory, kernel, ramdisk, page tables, start_info, first vCPU.
+
+use pv_layout::{BootPlan, LayoutError, Region, START_INFO_SIZE, StartInfo};
+use xen_hal::{DomainControl, VcpuStart};
+use xen_ring::{SharedMemory, SharedMemoryExt};
+use xen_sys::types::PAGE_SIZE;
+use xen_sys::{DomId, GrantRef, Mfn, Pfn, Port, VcpuId};
+
+use crate::error::{Error, Kind, Result};
+use crate::prepare::Prepared;
+
+/// 2 MiB: the largest extents that are tried.
+const SUPERPAGE_ORDER: u32 = 9;
+/// What libxl adds to the memory limit, for what the domain itself does not count.
+const MEMORY_SLACK_KIB: u64 = 1024;
+/// The grants that every PV guest starts with (libxl, `GNTTAB_RESERVED_*`).
+const CONSOLE_GRANT: GrantRef = GrantRef(0);
+const STORE_GRANT: GrantRef = GrantRef(1);
+/// vCPUs whose info is in the shared info page (`XEN_LEGACY_MAX_VCPUS`, arch-x86/xen.h).
+const LEGACY_VCPUS: usize = 32;
+/// `struct vcpu_info`: 64 bytes, evtchn_upcall_mask @1.
+const VCPU_INFO_SIZE: usize = 64;
+
+/// What the rest of the toolstack must know of a filled domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Built {
+    /// The store's ring and port.
+    pub store: (Mfn, Port),
+    /// The console's ring and port.
+    pub console: (Mfn, Port),
+}
+
+/// Fills the paused, empty domain `dom`, so that unpausing starts the guest.
+///
+/// # Errors
+/// The hypercall that failed; the domain is then to be destroyed.
+pub fn build<C: DomainControl>(control: &C, dom: DomId, guest: &Prepared) -> Result<Built> {
+    let (config, plan) = (&guest.config, &guest.plan);
+    let object = format!("{} (domain {dom})", config.name);
+    let failed = |step: &'static str| Error::hal(step, &object);
+
+    control
+        .set_max_vcpus(dom, config.max_vcpus)
+        .map_err(failed("set the number of vCPUs of"))?;
+    control
+        .set_max_mem(dom, config.max_memory_kib + MEMORY_SLACK_KIB)
+        .map_err(failed("limit the memory of"))?;
+    control
+        .set_address_size(dom, 64)
+        .map_err(failed("make a 64-bit guest of"))?;
+    let store_port = control
+        .alloc_unbound(dom, DomId::DOM0)
+        .map_err(failed("make the store's event channel of"))?;
+    let console_port = control
+        .alloc_unbound(dom, DomId::DOM0)
+        .map_err(failed("make the console's event channel of"))?;
+
+    let p2m = populate(control, dom, guest)?;
+    let frame = |pfn: Pfn| p2m[pfn.0 as usize];
+    let shared_info = control
+        .info(dom)
+        .map_err(failed("ask Xen about"))?
+        .ok_or_else(|| Error::new("ask Xen about", &object, "it has gone"))?
+        .shared_info_frame;
+    let info = StartInfo {
+        nr_pages: plan.pages,
+        shared_info,
+        store: frame(plan.store),
+        store_port,
+        console: frame(plan.console),
+        console_port,
+        pt_base: plan.vaddr(plan.tables.first),
+        nr_pt_frames: plan.tables.pages,
+        mfn_list: plan.p2m.vaddr,
+        p2m: (plan.p2m.list.first.0, plan.p2m.frames),
+        initrd: plan.initrd_for_guest(),
+        initrd_unmapped: plan.initrd.is_some_and(|initrd| initrd.unmapped),
+        cmdline: &config.cmdline,
+    };
+    let layout = |error: LayoutError| Error::new("lay out", &object, error).kind(Kind::Invalid);
+    let info = info.encode().map_err(layout)?;
+
+    let window =
+        Window::map(control, dom, plan, &p2m, shared_info).map_err(failed("map the memory of"))?;
+    window.write_all(guest, &p2m, &info)?;
+    // Xen refuses page tables that anybody could still write to.
+    drop(window);
+
+    if let Some(page) = guest.kernel.image()?.hypercall_page {
+        control
+            .hypercall_init(dom, frame(page))
+            .map_err(failed("fill the hypercall page of"))?;
+    }
+    control
+        .pin_l4(dom, frame(plan.tables.first))
+        .map_err(failed("pin the page tables of"))?;
+    control
+        .seed_grants(
+            dom,
+            &[
+                (CONSOLE_GRANT, DomId::DOM0, frame(plan.console)),
+                (STORE_GRANT, DomId::DOM0, frame(plan.store)),
+            ],
+        )
+        .map_err(failed("grant the console and store rings of"))?;
+    let start = VcpuStart {
+        rip: plan.entry,
+        rsp: plan.stack_top(),
+        rsi: plan.vaddr(plan.start_info),
+        l4: frame(plan.tables.first),
+    };
+    control
+        .start_vcpu(dom, VcpuId(0), &start)
+        .map_err(failed("set the first vCPU of"))?;
+    Ok(Built {
+        store: (frame(plan.store), store_port),
+        console: (frame(plan.console), console_port),
+    })
+}
+
+/// Gives the domain its memory: claimed first, so that it does not fail half way.
+fn populate<C: DomainControl>(control: &C, dom: DomId, guest: &Prepared) -> Result<Vec<Mfn>> {
+    let pages = guest.plan.pages;
+    let object = format!(
+        "{} ({} MiB for domain {dom})",
+        guest.config.name,
+        pages.div_ceil(256)
+    );
+    let failed = |step: &'static str| Error::hal(step, &object);
+    control
+        .claim_pages(dom, pages)
+        .map_err(failed("claim the memory of"))?;
+    let populated = control
+        .populate(dom, Pfn(0), pages, SUPERPAGE_ORDER)
+        .map_err(failed("allocate the memory of"));
+    control
+        .claim_pages(dom, 0)
+        .map_err(failed("end the claim of"))?;
+    let p2m = populated?;
+    if p2m.len() as u64 != pages {
+        let cause = format!("Xen gave {} pages of {pages}", p2m.len());
+        return Err(Error::new("allocate the memory of", object, cause));
+    }
+    Ok(p2m)
+}
+
+/// The parts of the guest's memory that are written, mapped one after another.
+struct Window<'a, M> {
+    memory: M,
+    plan: &'a BootPlan,
+    places: Vec<(Region, usize)>,
+    shared_info: usize,
+}
+
+impl<'a, M: SharedMemory> Window<'a, M> {
+    fn map<C: DomainControl<Mapping = M>>(
+        control: &C,
+        dom: DomId,
+        plan: &'a BootPlan,
+        p2m: &[Mfn],
+        shared_info: Mfn,
+    ) -> xen_hal::Result<Self> {
+        let one = |first| Region { first, pages: 1 };
+        let mut regions = vec![
+            plan.kernel,
+            plan.p2m.list,
+            one(plan.start_info),
+            one(plan.store),
+            one(plan.console),
+        ];
+        regions.extend(plan.initrd.map(|initrd| initrd.region));
+        for run in plan.mappings.iter().flat_map(|mapping| &mapping.runs) {
+            regions.push(Region {
+                first: run.first,
+                pages: run.count,
+            });
+        }
+        let mut frames = Vec::new();
+        let mut places = Vec::new();
+        for region in regions {
+            places.push((region, frames.len() * PAGE_SIZE));
+            let first = region.first.0 as usize;
+            frames.extend_from_slice(&p2m[first..first + region.pages as usize]);
+        }
+        let shared_info_at = frames.len() * PAGE_SIZE;
+        frames.push(shared_info);
+        Ok(Window {
+            memory: control.map_frames(dom, &frames)?,
+            plan,
+            places,
+            shared_info: shared_info_at,
+        })
+    }
+
+    /// Where a page is in the mapping.
+    fn at(&self, pfn: Pfn) -> usize {
+        self.places
+            .iter()
+            .find(|(region, _)| (region.first.0..region.first.0 + region.pages).contains(&pfn.0))
+            .map(|(region, at)| at + (pfn.0 - region.first.0) as usize * PAGE_SIZE)
+            .expect("only planned pages are written, and all of them are mapped")
+    }
+
+    fn write_all(&self, guest: &Prepared, p2m: &[Mfn], info: &[u8; START_INFO_SIZE]) -> Result<()> {
+        let plan = self.plan;
+        let image = guest.kernel.image()?;
+        let kernel = self.at(plan.kernel.first);
+        for segment in &image.segments {
+            let at = kernel + (segment.at - plan.kernel.first.0 * PAGE_SIZE as u64) as usize;
+            self.memory.write_bytes(at, segment.data);
+            let len = segment.data.len();
+            self.zero(at + len, segment.mem_size as usize - len);
+        }
+        if let (Some(ramdisk), Some(place)) = (&guest.ramdisk, plan.initrd) {
+            let start = self.at(place.region.first);
+            ramdisk.read_pieces(|at, piece| {
+                self.memory.write_bytes(start + at as usize, piece);
+            })?;
+            let rest = place.region.pages as usize * PAGE_SIZE - place.len as usize;
+            self.zero(start + place.len as usize, rest);
+        }
+        self.write_words(self.at(plan.p2m.list.first), p2m.iter().map(|mfn| mfn.0));
+        for page in [plan.start_info, plan.store, plan.console] {
+            self.zero(self.at(page), PAGE_SIZE);
+        }
+        self.memory.write_bytes(self.at(plan.start_info), info);
+
+        let tables = plan
+            .page_tables(p2m)
+            .map_err(|e| Error::new("lay out", &guest.config.name, e).kind(Kind::Invalid))?;
+        for (frame, entries) in tables.frames.iter().zip(tables.entries.chunks_exact(512)) {
+            self.write_words(self.at(*frame), entries.iter().copied());
+        }
+        self.zero(self.shared_info, PAGE_SIZE);
+        for vcpu in 0..LEGACY_VCPUS {
+            // Events are masked until the guest says otherwise.
+            let mask = self.shared_info + vcpu * VCPU_INFO_SIZE + 1;
+            self.memory.write_bytes(mask, &[1]);
+        }
+        Ok(())
+    }
+
+    fn write_words(&self, mut at: usize, words: impl Iterator<Item = u64>) {
+        let mut page = [0u8; PAGE_SIZE];
+        let mut len = 0;
+        for word in words {
+            page[len..len + 8].copy_from_slice(&word.to_le_bytes());
+            len += 8;
+            if len == PAGE_SIZE {
+                self.memory.write_bytes(at, &page);
+                at += PAGE_SIZE;
+                len = 0;
+            }
+        }
+        self.memory.write_bytes(at, &page[..len]);
+    }
+
+    fn zero(&self, mut at: usize, mut len: usize) {
+        static ZEROS: [u8; 16 * PAGE_SIZE] = [0; 16 * PAGE_SIZE];
+        while len > 0 {
+            let piece = len.min(ZEROS.len());
+            self.memory.write_bytes(at, &ZEROS[..piece]);
+            at += piece;
+            len -= piece;
+        }
+    }
+}

@@ -1,0 +1,90 @@
+//! `xlrs check`, and reading configurations for `create`.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use xlrs::config::{self, DomainConfig, Source};
+use xlrs::prepare::Prepared;
+use xlrs::{Error, Kind, Result};
+
+#[derive(Args)]
+pub struct CheckArgs {
+    /// The configuration file
+    file: PathBuf,
+    /// More configuration, as if it stood behind the file
+    #[arg(value_name = "KEY=VALUE")]
+    more: Vec<String>,
+}
+
+pub fn check(args: &CheckArgs) -> Result<ExitCode> {
+    let config = read(Some(&args.file), &args.more)?;
+    print!("{}", Prepared::new(config)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Reads a file and `key=value` arguments; prints warnings.
+pub fn read(file: Option<&Path>, more: &[String]) -> Result<DomainConfig> {
+    let mut sources = Vec::new();
+    if let Some(path) = file.filter(|path| *path != Path::new("/dev/null")) {
+        let bytes = std::fs::read(path).map_err(|e| {
+            Error::system("read the configuration", path.display(), &e).kind(Kind::Config)
+        })?;
+        let text = String::from_utf8(bytes).map_err(|_| {
+            Error::new(
+                "read the configuration",
+                path.display(),
+                "it is not UTF-8 text",
+            )
+            .kind(Kind::Config)
+        })?;
+        sources.push(Source {
+            name: path.display().to_string(),
+            text,
+        });
+    }
+    for text in more {
+        sources.push(Source {
+            name: "argument".into(),
+            text: quoted(text),
+        });
+    }
+    match config::load(&sources) {
+        Ok((config, warnings)) => {
+            for warning in warnings {
+                eprint!("{warning}");
+            }
+            Ok(config)
+        }
+        Err(errors) => {
+            eprint!("{errors}");
+            let name = sources
+                .first()
+                .map_or("", |source| &source.name)
+                .to_string();
+            let count = errors.0.iter().filter(|d| d.is_error()).count();
+            let cause = match count {
+                1 => "there is an error in it".to_string(),
+                _ => format!("there are {count} errors in it"),
+            };
+            Err(Error::new("read the configuration", name, cause).kind(Kind::Config))
+        }
+    }
+}
+
+/// On a command line the shell has eaten the quotes: a value that is none by itself is taken as text.
+fn quoted(text: &str) -> String {
+    let Some((key, value)) = text.split_once('=') else {
+        return text.to_string();
+    };
+    let plain = value.trim_start();
+    let is_value =
+        plain.starts_with(['"', '\'', '[']) || plain.starts_with(|c: char| c.is_ascii_digit());
+    if is_value && !plain.is_empty() {
+        return text.to_string();
+    }
+    format!(
+        "{key}=\"{}\"",
+        value.replace('\\', "\\\\").replace('"', "\\\"")
+    )
+}

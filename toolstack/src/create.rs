@@ -1,0 +1,350 @@
+//! Creates guests: domain, memory, nodes, devices; all of it or nothing.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use xen_hal::{CreateDomain, DomainControl, Store, StoreExt, XenbusState};
+use xen_sys::DomId;
+
+use crate::backends::{Class, Server};
+use crate::build::build;
+use crate::destroy;
+use crate::error::{Error, Kind, Result};
+use crate::lock::Lock;
+use crate::nodes::{self, Facts, Nic, PhysicalDevice};
+use crate::os::{self, Interfaces, LoopDevice};
+use crate::prepare::{Disk, Prepared, Target};
+use crate::store::{Awaited, Look, StoreControl, find_by_name, wait_backends};
+use crate::userdata::{self, Userdata};
+
+/// How long back ends may take to take notice of a new guest.
+const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A domain that is destroyed when this is dropped, unless it is kept.
+pub struct DomainGuard<'a, C: DomainControl, S: StoreControl> {
+    control: &'a C,
+    store: &'a S,
+    dom: DomId,
+    armed: bool,
+}
+
+impl<'a, C: DomainControl, S: StoreControl> DomainGuard<'a, C, S> {
+    /// Guards a domain.
+    pub fn new(control: &'a C, store: &'a S, dom: DomId) -> Self {
+        DomainGuard {
+            control,
+            store,
+            dom,
+            armed: true,
+        }
+    }
+
+    /// The domain stays.
+    pub fn keep(mut self) -> DomId {
+        self.armed = false;
+        self.dom
+    }
+}
+
+impl<C: DomainControl, S: StoreControl> Drop for DomainGuard<'_, C, S> {
+    fn drop(&mut self) {
+        if self.armed
+            && let Err(error) = destroy::destroy(self.control, self.store, self.dom)
+        {
+            eprintln!("xlrs: while cleaning up: {error}");
+        }
+    }
+}
+
+/// Creates a guest; it is left paused.
+///
+/// # Errors
+/// What failed; nothing is left behind.
+pub fn create<C: DomainControl, S: StoreControl>(
+    control: &C,
+    store: &S,
+    guest: &Prepared,
+) -> Result<DomId> {
+    guest.check_host()?;
+    let servers = Servers::find(store, guest)?;
+    // Two that are created at once must see each other's names and disks.
+    let lock = Lock::take("create")?;
+    check_name(store, &guest.config.name)?;
+    check_disks(store, &guest.disks)?;
+
+    let dom = control
+        .create(None, &specification(guest))
+        .map_err(Error::hal("create a domain for", &guest.config.name))?;
+    let guard = DomainGuard::new(control, store, dom);
+    let built = build(control, dom, guest)?;
+    let facts = Facts {
+        dom,
+        uuid: guest.uuid,
+        config: &guest.config,
+        store: built.store,
+        console: built.console,
+        now: now(),
+    };
+    let mut all = nodes::guest(&facts);
+    let mut loops = Vec::new();
+    for disk in &guest.disks {
+        let physical = match servers.block {
+            Some(Server::Kernel) => Some(physical_device(disk, &mut loops)?),
+            _ => None,
+        };
+        all.extend(nodes::disk(dom, &disk.config, physical.as_ref()));
+    }
+    for nic in &guest.nics {
+        all.extend(nodes::nic(dom, nic));
+    }
+    store.transaction(|store, tx| all.write(store, tx).map_err(declare_error(guest)))?;
+    drop(lock);
+
+    write_userdata(dom, guest)?;
+    store
+        .introduce(dom, built.store.0, built.store.1)
+        .map_err(Error::store("introduce to the store daemon domain", dom))?;
+    wait_for_backends(store, dom, guest)?;
+    for nic in &guest.nics {
+        connect_nic(store, dom, nic)?;
+    }
+    for device in loops {
+        release_loop(dom, device)?;
+    }
+    Ok(guard.keep())
+}
+
+/// Who serves the guest's devices; `None` for a class it has none of.
+struct Servers {
+    block: Option<Server>,
+}
+
+impl Servers {
+    fn find(store: &impl Store, guest: &Prepared) -> Result<Servers> {
+        let ask = |class: Class, wanted: bool| match wanted {
+            true => class.server(store).map(Some),
+            false => Ok(None),
+        };
+        let block = ask(Class::Block, !guest.disks.is_empty())?;
+        ask(Class::Net, !guest.nics.is_empty())?;
+        Ok(Servers { block })
+    }
+}
+
+fn specification(guest: &Prepared) -> CreateDomain {
+    let config = &guest.config;
+    let limit = |value: Option<u32>| value.map_or(-1, |value| value as i32);
+    CreateDomain {
+        uuid: guest.uuid,
+        max_vcpus: config.max_vcpus,
+        max_event_channels: config.max_event_channels as i32,
+        max_grant_frames: limit(config.max_grant_frames),
+        max_maptrack_frames: limit(config.max_maptrack_frames),
+        max_grant_version: config.max_grant_version,
+        cpupool: 0,
+    }
+}
+
+fn now() -> (u64, u32) {
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    (now.as_secs(), now.subsec_millis() / 10)
+}
+
+fn declare_error(guest: &Prepared) -> impl Fn(xs_wire::StoreError) -> Error + use<> {
+    let name = guest.config.name.clone();
+    move |error| Error::store("declare to the store", &name)(error)
+}
+
+fn check_name(store: &impl Store, name: &str) -> Result<()> {
+    match find_by_name(store, name)? {
+        None => Ok(()),
+        Some(dom) => Err(
+            Error::new("create", name, format!("domain {dom} has this name"))
+                .kind(Kind::Invalid)
+                .hint(format!(
+                    "choose another name, or remove that one: `xlrs destroy {name}`"
+                )),
+        ),
+    }
+}
+
+/// Refuses a disk that a running guest writes to, and one that shall be written to while another reads.
+fn check_disks(store: &impl Store, disks: &[Disk]) -> Result<()> {
+    if disks.is_empty() {
+        return Ok(());
+    }
+    for (index, disk) in disks.iter().enumerate() {
+        let twin = disks[..index]
+            .iter()
+            .find(|other| other.target == disk.target);
+        if let Some(twin) = twin
+            && (twin.config.writable || disk.config.writable)
+        {
+            return Err(shared(disk, "this guest itself"));
+        }
+    }
+    for used in used_disks(store)? {
+        let conflict = disks
+            .iter()
+            .find(|disk| disk.target == used.target && (disk.config.writable || used.writable));
+        if let Some(disk) = conflict {
+            let how = if used.writable { "writes to" } else { "reads" };
+            return Err(shared(
+                disk,
+                &format!("domain {}, which {how} it,", used.dom),
+            ));
+        }
+    }
+    Ok(())
+}
+
+fn shared(disk: &Disk, by: &str) -> Error {
+    let object = format!("{} ({})", disk.config.target.display(), disk.config.vdev);
+    Error::new("use the disk", object, format!("it is in use by {by}"))
+        .kind(Kind::Invalid)
+        .hint("two guests may share a disk only if both have it read-only (access=r)")
+}
+
+/// A disk of a running guest.
+struct UsedDisk {
+    dom: String,
+    target: Target,
+    writable: bool,
+}
+
+fn used_disks(store: &impl Store) -> Result<Vec<UsedDisk>> {
+    let failed = Error::store("look which disks are in use", "");
+    let above = "/local/domain/0/backend/vbd";
+    let collect = || {
+        let mut out = Vec::new();
+        for dom in crate::store::children(store, None, above)? {
+            for number in crate::store::children(store, None, &format!("{above}/{dom}"))? {
+                let at = format!("{above}/{dom}/{number}");
+                let get = |key: &str| crate::store::text(store, None, &format!("{at}/{key}"));
+                let writable = get("mode")?.is_some_and(|mode| mode.contains('w'));
+                let params = get("params")?.unwrap_or_default();
+                if let Ok(Some(target)) = Target::of(params.as_ref()) {
+                    out.push(UsedDisk {
+                        dom: dom.clone(),
+                        target,
+                        writable,
+                    });
+                }
+            }
+        }
+        Ok(out)
+    };
+    collect().map_err(failed)
+}
+
+/// What the kernel's back end needs: a block device, made of a file if need be.
+fn physical_device(disk: &Disk, loops: &mut Vec<LoopDevice>) -> Result<PhysicalDevice> {
+    let path = &disk.config.target;
+    if let Target::Block(major, minor) = disk.target {
+        return Ok(PhysicalDevice {
+            path: path.display().to_string(),
+            number: (major, minor),
+        });
+    }
+    let failed = |error: &std::io::Error| {
+        Error::system("make a loop device of", path.display(), error)
+            .hint("the kernel's back end needs one for a file: `modprobe loop`")
+    };
+    let file = os::open_disk(path, disk.config.writable).map_err(|e| failed(&e))?;
+    let device = LoopDevice::attach(&file, path, disk.config.writable).map_err(|e| failed(&e))?;
+    let physical = PhysicalDevice {
+        path: device.path.display().to_string(),
+        number: device.number,
+    };
+    loops.push(device);
+    Ok(physical)
+}
+
+/// Gives our hold on a loop device up once the kernel's back end has its own.
+fn release_loop(dom: DomId, device: LoopDevice) -> Result<()> {
+    const STEP: Duration = Duration::from_millis(1);
+    const STEPS: u32 = 2000;
+    let (major, minor) = device.number;
+    // The back end shows the device here as soon as it has opened it, in most cases already.
+    let wanted = format!("{major:x}:{minor:x}");
+    for _ in 0..STEPS {
+        let entries = std::fs::read_dir("/sys/bus/xen-backend/devices");
+        for entry in entries.into_iter().flatten().flatten() {
+            let name = entry.file_name();
+            let ours = name.to_string_lossy().starts_with(&format!("vbd-{dom}-"));
+            if ours
+                && let Ok(text) = std::fs::read_to_string(entry.path().join("physical_device"))
+                && text.trim() == wanted
+            {
+                return Ok(());
+            }
+        }
+        std::thread::sleep(STEP);
+    }
+    let what = device.path.display();
+    Err(
+        Error::new("hand over", what, "the kernel's back end has not opened it")
+            .kind(Kind::TimedOut),
+    )
+}
+
+fn write_userdata(dom: DomId, guest: &Prepared) -> Result<()> {
+    let json = userdata::libxl_json(&guest.config, &guest.uuid, &guest.nics);
+    let text = userdata::libxl_text(&json);
+    userdata::write(dom, &guest.uuid, Userdata::Libxl, &text)?;
+    let marks = crate::supervise::Marks::of(&guest.config);
+    userdata::write(dom, &guest.uuid, Userdata::Xlrs, &marks.encode())
+}
+
+fn wait_for_backends<S: StoreControl>(store: &S, dom: DomId, guest: &Prepared) -> Result<()> {
+    let disks = guest.disks.iter().map(|disk| Awaited {
+        path: nodes::backend("vbd", dom, disk.config.number),
+        what: format!("the back end of disk {}", disk.config.vdev),
+    });
+    let nics = guest.nics.iter().map(|nic| Awaited {
+        path: nodes::backend("vif", dom, nic.devid),
+        what: format!("the back end of card {}", nic.devid),
+    });
+    wait_backends(
+        store,
+        disks.chain(nics).collect(),
+        BACKEND_TIMEOUT,
+        |state| match state {
+            Some(XenbusState::InitWait | XenbusState::Initialised | XenbusState::Connected) => {
+                Look::Done
+            }
+            Some(XenbusState::Closing | XenbusState::Closed) => Look::Failed,
+            _ => Look::Waiting,
+        },
+    )
+}
+
+/// Puts the interface that the back end has made where it belongs, as the script vif-bridge would.
+fn connect_nic(store: &impl Store, dom: DomId, nic: &Nic) -> Result<()> {
+    let mut name = nic.interface(dom);
+    let failed = |step: &'static str, object: &str, error: std::io::Error| {
+        Error::system(step, object, &error)
+    };
+    let net = Interfaces::open().map_err(|e| failed("open", "a socket", e))?;
+    if let Some(wanted) = &nic.config.vifname {
+        net.rename(&name, wanted)
+            .map_err(|e| failed("rename the interface", &format!("{name} to {wanted}"), e))?;
+        name = wanted.clone();
+    }
+    if net
+        .mtu(&name)
+        .map_err(|e| failed("find the interface", &name, e))?
+        != nic.mtu
+    {
+        net.set_mtu(&name, nic.mtu)
+            .map_err(|e| failed("set the MTU of", &name, e))?;
+    }
+    net.join_bridge(&nic.bridge, &name)
+        .map_err(|e| failed("add to the bridge", &format!("{} {name}", nic.bridge), e))?;
+    net.up(&name).map_err(|e| failed("bring up", &name, e))?;
+    let status = format!("{}/hotplug-status", nodes::backend("vif", dom, nic.devid));
+    store
+        .write(None, &status, b"connected")
+        .map_err(Error::store("tell the back end of card", nic.devid))
+}

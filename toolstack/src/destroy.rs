@@ -1,0 +1,170 @@
+//! Removes guests: devices first, so that back ends let go of the memory, then the domain, then what is
+//! written about it.
+
+use std::time::Duration;
+
+use xen_hal::{DomainControl, Store, StoreExt, XenbusState};
+use xen_sys::DomId;
+
+use crate::error::{Error, Kind, Result};
+use crate::nodes;
+use crate::store::{Awaited, Look, StoreControl, children, wait_backends};
+use crate::userdata;
+
+/// How long back ends may take to let go of a guest that is removed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A device of a guest, as its nodes tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Device {
+    /// `vbd`, `vif`, `console`, …
+    pub kind: String,
+    /// Its number.
+    pub number: String,
+    /// The back end's directory.
+    pub backend: String,
+    /// The front end's directory.
+    pub frontend: String,
+}
+
+/// All devices of a guest.
+///
+/// # Errors
+/// The store's.
+pub fn devices(store: &impl Store, dom: DomId) -> Result<Vec<Device>> {
+    let failed = Error::store("list the devices of domain", dom);
+    let collect = || {
+        let above = format!("{}/device", nodes::libxl(dom));
+        let mut out = Vec::new();
+        for kind in children(store, None, &above)? {
+            for number in children(store, None, &format!("{above}/{kind}"))? {
+                let at = format!("{above}/{kind}/{number}");
+                let paths = (
+                    crate::store::text(store, None, &format!("{at}/backend"))?,
+                    crate::store::text(store, None, &format!("{at}/frontend"))?,
+                );
+                if let (Some(backend), Some(frontend)) = paths {
+                    out.push(Device {
+                        kind: kind.clone(),
+                        number,
+                        backend,
+                        frontend,
+                    });
+                }
+            }
+        }
+        Ok(out)
+    };
+    collect().map_err(failed)
+}
+
+/// Removes a guest and all that is known of it. Whatever can be removed is removed; the first thing that
+/// went wrong is told at the end.
+///
+/// # Errors
+/// There is no such guest, or something resisted.
+pub fn destroy<C: DomainControl, S: StoreControl>(
+    control: &C,
+    store: &S,
+    dom: DomId,
+) -> Result<()> {
+    if dom == DomId::DOM0 {
+        return Err(Error::new(
+            "destroy domain",
+            dom,
+            "it is dom0, on which everything runs",
+        )
+        .kind(Kind::Invalid));
+    }
+    let info = control
+        .info(dom)
+        .map_err(Error::hal("ask Xen about domain", dom))?
+        .ok_or_else(|| {
+            Error::new("destroy domain", dom, "there is no such domain")
+                .kind(Kind::NoSuchDomain)
+                .hint("`xlrs list` shows those that exist")
+        })?;
+    let mut first = Ok(());
+    let mut note = |result: Result<()>| {
+        if let Err(error) = result
+            && first.is_ok()
+        {
+            first = Err(error);
+        }
+    };
+    if !info.flags.dying {
+        note(control.pause(dom).map_err(Error::hal("pause domain", dom)));
+    }
+    note(remove_devices(store, dom));
+    note(
+        control
+            .destroy(dom)
+            .map_err(Error::hal("destroy domain", dom)),
+    );
+    note(remove_nodes(store, dom, &info.uuid));
+    note(userdata::remove(dom, &info.uuid));
+    note(userdata::note_end(dom));
+    first
+}
+
+/// Asks all back ends to close, waits until they have, removes their nodes.
+///
+/// # Errors
+/// Those that were late are named; their nodes are removed all the same.
+pub fn remove_devices<S: StoreControl>(store: &S, dom: DomId) -> Result<()> {
+    let devices = devices(store, dom)?;
+    // The console's back end is the console daemon, which goes by the domain itself.
+    let served: Vec<&Device> = devices.iter().filter(|d| d.kind != "console").collect();
+    if !served.is_empty() {
+        let ask = store.transaction::<(), Error>(|store, tx| {
+            let tx = Some(tx);
+            for device in &served {
+                let back = &device.backend;
+                if store.read_optional(tx, &format!("{back}/state"))?.is_some() {
+                    store.write(tx, &format!("{back}/online"), b"0")?;
+                    store.write_display(tx, &format!("{back}/state"), &XenbusState::Closing)?;
+                }
+                store.rm_if_present(tx, &device.frontend)?;
+            }
+            Ok(())
+        });
+        ask?;
+    }
+    let awaited = served.iter().map(|device| Awaited {
+        path: device.backend.clone(),
+        what: format!("the back end of {} {}", device.kind, device.number),
+    });
+    let waited = wait_backends(
+        store,
+        awaited.collect(),
+        CLOSE_TIMEOUT,
+        |state| match state {
+            None | Some(XenbusState::Closed | XenbusState::Unknown) => Look::Done,
+            Some(_) => Look::Waiting,
+        },
+    );
+    for device in &devices {
+        store
+            .rm_if_present(None, &device.backend)
+            .map_err(Error::store("remove", &device.backend))?;
+    }
+    waited
+}
+
+/// Removes a guest's directories.
+///
+/// # Errors
+/// The store's.
+pub fn remove_nodes(store: &impl Store, dom: DomId, uuid: &[u8; 16]) -> Result<()> {
+    store.transaction::<(), Error>(|store, tx| {
+        let tx = Some(tx);
+        store.rm_if_present(tx, &nodes::vm(uuid))?;
+        store.rm_if_present(tx, &nodes::home(dom))?;
+        store.rm_if_present(tx, &nodes::libxl(dom))?;
+        for kind in ["vbd", "vif", "console"] {
+            // The directory above a guest's back ends stays empty behind them.
+            store.rm_if_present(tx, &format!("/local/domain/0/backend/{kind}/{dom}"))?;
+        }
+        Ok(())
+    })
+}

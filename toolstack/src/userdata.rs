@@ -1,0 +1,290 @@
+//! Files about running guests: libxl's JSON, by which a stock xl knows them, and our own copy of the
+//! configuration, by which the supervisor does.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use xen_sys::DomId;
+
+use crate::config::{Action, DomainConfig};
+use crate::error::{Error, Result};
+use crate::nodes::Nic;
+use crate::uuid;
+
+/// Where libxl keeps files about running guests.
+pub const FOLDER: &str = "/var/lib/xen";
+/// Which numbers were given back and when; libxl does not use one again within a minute.
+pub const HISTORY: &str = "/run/xen/domid-history";
+/// Entries kept in the history.
+const HISTORY_MAX: usize = 64;
+
+/// The part of a file's name that says what it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Userdata {
+    /// libxl's JSON.
+    Libxl,
+    /// Ours: the marks of a guest that this toolstack has created.
+    Xlrs,
+}
+
+/// The file of a guest.
+pub fn path(dom: DomId, id: &[u8; 16], kind: Userdata) -> PathBuf {
+    let suffix = match kind {
+        Userdata::Libxl => "libxl-json",
+        Userdata::Xlrs => "xlrs",
+    };
+    let name = format!("userdata-d.{dom}.{}.{suffix}", uuid::format(id));
+    Path::new(FOLDER).join(name)
+}
+
+/// Writes a file whole or not at all.
+///
+/// # Errors
+/// The file system's.
+pub fn write(dom: DomId, id: &[u8; 16], kind: Userdata, text: &str) -> Result<()> {
+    let path = path(dom, id, kind);
+    let write = || -> io::Result<()> {
+        use std::os::unix::fs::OpenOptionsExt;
+        let new = path.with_extension("new");
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = match options.open(&new) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(FOLDER)?;
+                options.open(&new)?
+            }
+            other => other?,
+        };
+        file.write_all(text.as_bytes())?;
+        fs::rename(&new, &path)
+    };
+    write().map_err(|e| Error::system("write", path.display(), &e))
+}
+
+/// A guest's file, if there is one.
+pub fn read(dom: DomId, id: &[u8; 16], kind: Userdata) -> Option<String> {
+    fs::read_to_string(path(dom, id, kind)).ok()
+}
+
+/// Removes a guest's files.
+///
+/// # Errors
+/// The file system's; that there is none is no error.
+pub fn remove(dom: DomId, id: &[u8; 16]) -> Result<()> {
+    for kind in [Userdata::Libxl, Userdata::Xlrs] {
+        let path = path(dom, id, kind);
+        match fs::remove_file(&path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(Error::system("remove", path.display(), &error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Notes that a domain's number is free again, as `SECONDS DOMID` lines; seconds as of the monotonic
+/// clock. Old and excess lines go.
+///
+/// # Errors
+/// The file system's.
+pub fn note_end(dom: DomId) -> Result<()> {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec;
+    let old = fs::read_to_string(HISTORY).unwrap_or_default();
+    let text = history(&old, now, dom);
+    let write = || {
+        if let Some(folder) = Path::new(HISTORY).parent() {
+            fs::create_dir_all(folder)?;
+        }
+        fs::write(HISTORY, text)
+    };
+    write().map_err(|e| Error::system("write", HISTORY, &e))
+}
+
+fn history(old: &str, now: i64, dom: DomId) -> String {
+    /// libxl's own limit (DOMID_REUSE_TIMEOUT).
+    const KEPT_S: i64 = 60;
+    let mut lines: Vec<&str> = old
+        .lines()
+        .filter(|line| {
+            let time = line.split(' ').next().and_then(|t| t.parse::<i64>().ok());
+            time.is_some_and(|time| (0..=KEPT_S).contains(&(now - time)))
+        })
+        .collect();
+    let excess = lines.len().saturating_sub(HISTORY_MAX - 1);
+    lines.drain(..excess);
+    let mut text: String = lines.iter().flat_map(|line| [line, "\n"]).collect();
+    text.push_str(&format!("{now} {dom}\n"));
+    text
+}
+
+/// libxl's JSON of a guest, as `xl create -n` prints it: what has its default value is left out.
+pub fn libxl_json(config: &DomainConfig, id: &[u8; 16], nics: &[Nic]) -> Value {
+    let mut b_info = Map::new();
+    b_info.insert("max_vcpus".into(), json!(config.max_vcpus));
+    let online: Vec<u32> = (0..config.vcpus).collect();
+    b_info.insert("avail_vcpus".into(), json!(online));
+    b_info.insert("max_memkb".into(), json!(config.max_memory_kib));
+    b_info.insert("target_memkb".into(), json!(config.memory_kib));
+    b_info.insert("sched_params".into(), json!({}));
+    b_info.insert("claim_mode".into(), json!("True"));
+    b_info.insert("kernel".into(), json!(config.kernel));
+    if !config.cmdline.is_empty() {
+        b_info.insert("cmdline".into(), json!(config.cmdline));
+    }
+    if let Some(ramdisk) = &config.ramdisk {
+        b_info.insert("ramdisk".into(), json!(ramdisk));
+    }
+    for part in ["type.pv", "arch_arm", "arch_x86"] {
+        b_info.insert(part.into(), json!({}));
+    }
+    let mut out = Map::new();
+    out.insert(
+        "c_info".into(),
+        json!({
+            "type": "pv",
+            "name": config.name,
+            "uuid": uuid::format(id),
+            "run_hotplug_scripts": "True",
+        }),
+    );
+    out.insert("b_info".into(), Value::Object(b_info));
+    if !config.disks.is_empty() {
+        let disks = config.disks.iter().map(|disk| {
+            let mut out = Map::new();
+            out.insert("pdev_path".into(), json!(disk.target));
+            out.insert("vdev".into(), json!(disk.vdev));
+            out.insert("format".into(), json!(disk.format.name()));
+            if disk.writable {
+                out.insert("readwrite".into(), json!(1));
+            }
+            Value::Object(out)
+        });
+        out.insert("disks".into(), disks.collect());
+    }
+    if !nics.is_empty() {
+        let nics = nics.iter().map(|nic| {
+            let mut out = Map::new();
+            out.insert("devid".into(), json!(nic.devid));
+            if let Some(mtu) = nic.config.mtu {
+                out.insert("mtu".into(), json!(mtu));
+            }
+            out.insert("mac".into(), json!(nic.mac_text()));
+            if let Some(ip) = &nic.config.ip {
+                out.insert("ip".into(), json!(ip));
+            }
+            out.insert("bridge".into(), json!(nic.bridge));
+            if let Some(name) = &nic.config.vifname {
+                out.insert("ifname".into(), json!(name));
+            }
+            Value::Object(out)
+        });
+        out.insert("nics".into(), nics.collect());
+    }
+    let events = &config.events;
+    for (key, action, default) in [
+        ("on_poweroff", events.on_poweroff, Action::Destroy),
+        // libxl's own default, which is not xl's: so xl's shows.
+        ("on_reboot", events.on_reboot, Action::Destroy),
+        ("on_watchdog", events.on_watchdog, Action::Destroy),
+        ("on_crash", events.on_crash, Action::Destroy),
+        ("on_soft_reset", events.on_soft_reset, Action::Destroy),
+    ] {
+        if action != default {
+            out.insert(key.into(), json!(action.name().replace('-', "_")));
+        }
+    }
+    Value::Object(out)
+}
+
+/// A JSON value as libxl prints it: four spaces a level, and an empty line in empty objects.
+pub fn libxl_text(value: &Value) -> String {
+    let mut out = String::new();
+    print(value, 0, &mut out);
+    out.push('\n');
+    out
+}
+
+fn print(value: &Value, depth: usize, out: &mut String) {
+    let indent = |depth: usize, out: &mut String| {
+        out.push('\n');
+        out.extend(std::iter::repeat_n("    ", depth));
+    };
+    match value {
+        Value::Object(map) => {
+            out.push('{');
+            if map.is_empty() {
+                out.push('\n');
+            }
+            for (index, (key, value)) in map.iter().enumerate() {
+                if index > 0 {
+                    out.push(',');
+                }
+                indent(depth + 1, out);
+                out.push_str(&Value::String(key.clone()).to_string());
+                out.push_str(": ");
+                print(value, depth + 1, out);
+            }
+            indent(depth, out);
+            out.push('}');
+        }
+        Value::Array(list) => {
+            out.push('[');
+            if list.is_empty() {
+                out.push('\n');
+            }
+            for (index, value) in list.iter().enumerate() {
+                if index > 0 {
+                    out.push(',');
+                }
+                indent(depth + 1, out);
+                print(value, depth + 1, out);
+            }
+            indent(depth, out);
+            out.push(']');
+        }
+        other => out.push_str(&other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Source, load};
+    use crate::nodes::Nic;
+
+    #[test]
+    fn the_json_is_that_of_stock_xl() {
+        let text = "name='deb'\nkernel='/lab/debian/vmlinuz'\nramdisk='/lab/debian/initrd'\nmemory=128\n\
+                    vcpus=1\ncmdline='console=hvc0'\ndisk=['/tmp/a.img,raw,xvda,w']\n\
+                    vif=['bridge=xenbr0,mac=00:16:3e:01:02:03']";
+        let source = Source {
+            name: "d.cfg".into(),
+            text: text.into(),
+        };
+        let (config, _) = load(&[source]).unwrap();
+        let id = uuid::parse("20d34491-7d9f-43ce-9575-155cdd374617").unwrap();
+        let nic = Nic {
+            config: config.nics[0].clone(),
+            devid: 0,
+            mac: config.nics[0].mac.unwrap(),
+            bridge: "xenbr0".into(),
+            mtu: 1500,
+        };
+        let ours = libxl_text(&libxl_json(&config, &id, &[nic]));
+        assert_eq!(ours, include_str!("testdata/create-n-xl-4.17.json"));
+    }
+
+    #[test]
+    fn the_history_keeps_what_is_young() {
+        assert_eq!(history("", 100, DomId(3)), "100 3\n");
+        assert_eq!(
+            history("30 1\n50 2\nnonsense\n200 9\n", 100, DomId(3)),
+            "50 2\n100 3\n"
+        );
+        let long: String = (0..100).map(|n| format!("90 {n}\n")).collect();
+        assert_eq!(history(&long, 100, DomId(3)).lines().count(), HISTORY_MAX);
+    }
+}
