@@ -30,6 +30,13 @@ pub trait Driver {
     /// Why a connection stopped serving, if it did.
     fn failure(&self, connection: &Self::Connection) -> Option<Error>;
 
+    /// Asks a connection to end; true once it has, and may be dropped without waiting. Asked again
+    /// whenever [`Bus::check`] is called: a device that hangs must not hold up the others.
+    fn stop(&self, connection: &Self::Connection) -> bool {
+        let _ = connection;
+        true
+    }
+
     /// What to publish with state 6 when the toolstack takes the device away.
     fn farewell(&self) -> Vec<Node> {
         Vec::new()
@@ -58,6 +65,10 @@ struct Entry<D: Driver> {
     watched: bool,
     device: Option<D::Device>,
     connection: Option<D::Connection>,
+    /// The connection was asked to end. Nothing else is done before it has.
+    stopping: bool,
+    /// [`Driver::farewell`] was published since the device was last opened.
+    farewell: bool,
     /// It failed, and the front end has not let go since: not tried again before it does.
     failed: bool,
     /// There may be a message in the error directory.
@@ -108,13 +119,20 @@ impl<D: Driver> Bus<D> {
         Ok(events > 0)
     }
 
-    /// Ends devices whose connection reports a failure.
+    /// Ends devices whose connection reports a failure, and goes on with those whose connection was
+    /// asked to end.
     pub fn check(&mut self, store: &dyn Store) -> Result<(), StoreError> {
+        let stopping = self.devices.iter().filter(|(_, entry)| entry.stopping);
+        let stopping: Vec<Key> = stopping.map(|(&key, _)| key).collect();
+        for key in stopping {
+            self.tend(store, key)?;
+        }
         let failures: Vec<(Key, Error)> = self
             .devices
             .iter()
             .filter_map(|(&key, entry)| {
-                let error = self.driver.failure(entry.connection.as_ref()?)?;
+                let connection = entry.connection.as_ref().filter(|_| !entry.stopping)?;
+                let error = self.driver.failure(connection)?;
                 Some((key, error))
             })
             .collect();
@@ -203,6 +221,10 @@ impl<D: Driver> Bus<D> {
             .read_optional(None, &format!("{back}/online"))?
             .is_some_and(|value| value != b"0");
         self.follow(store, key, &front)?;
+        let stopping = self.devices.get(&key).is_some_and(|entry| entry.stopping);
+        if stopping && !self.disconnect(key) {
+            return Ok(());
+        }
         let peer = store
             .read_optional(None, &format!("{front}/state"))?
             .map_or(Unknown, |value| XenbusState::parse(&value));
@@ -219,28 +241,22 @@ impl<D: Driver> Bus<D> {
         match peer {
             // No front end yet, or none any more.
             Unknown if own == Initialising => Ok(()),
-            Unknown | Closed => {
-                self.release(key);
-                let last = own != Closed && !online;
-                let nodes = last.then(|| self.driver.farewell()).unwrap_or_default();
-                self.switch(store, key, own, Closed, &nodes)
-            }
+            Unknown | Closed => self.leave(store, key, own, online),
             Closing => {
-                self.disconnect(key);
+                if !self.disconnect(key) {
+                    return Ok(());
+                }
                 let next = if own == Closed { Closed } else { Closing };
                 self.switch(store, key, own, next, &[])
             }
             // The toolstack takes the device away and no front end uses it.
-            Initialising | InitWait if leaving && !online => {
-                self.release(key);
-                let last = own != Closed;
-                let nodes = last.then(|| self.driver.farewell()).unwrap_or_default();
-                self.switch(store, key, own, Closed, &nodes)
-            }
+            Initialising | InitWait if leaving && !online => self.leave(store, key, own, online),
             _ if failed => Ok(()),
             Initialising => {
                 // A front end that starts over: nothing of the old connection is of use.
-                self.disconnect(key);
+                if !self.disconnect(key) {
+                    return Ok(());
+                }
                 let nodes = self.open(&site)?;
                 self.switch(store, key, own, InitWait, &nodes)
             }
@@ -249,6 +265,21 @@ impl<D: Driver> Bus<D> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Lets go of a device that no front end uses.
+    fn leave(&mut self, store: &dyn Store, key: Key, own: XenbusState, online: bool) -> Result<()> {
+        if !self.release(key) {
+            return Ok(());
+        }
+        let mut nodes = Vec::new();
+        if let Some(entry) = self.devices.get_mut(&key).filter(|entry| !entry.farewell)
+            && !online
+        {
+            entry.farewell = true;
+            nodes = self.driver.farewell();
+        }
+        self.switch(store, key, own, XenbusState::Closed, &nodes)
     }
 
     /// Opens the device if that is still to be done; what is to be published.
@@ -262,6 +293,7 @@ impl<D: Driver> Bus<D> {
         }
         let (device, nodes) = self.driver.open(site)?;
         entry.device = Some(device);
+        entry.farewell = false;
         self.say(site.id, "open");
         Ok(nodes)
     }
@@ -371,6 +403,8 @@ impl<D: Driver> Bus<D> {
             watched: false,
             device: None,
             connection: None,
+            stopping: false,
+            farewell: false,
             failed: false,
             reported: false,
         });
@@ -387,33 +421,46 @@ impl<D: Driver> Bus<D> {
         Ok(())
     }
 
-    fn disconnect(&mut self, key: Key) {
-        let connection = self
-            .devices
-            .get_mut(&key)
-            .and_then(|entry| entry.connection.take());
-        if connection.is_some() {
-            drop(connection);
-            self.say(id(key), "disconnected");
+    /// Ends the connection, if there is one; false if that takes longer, and [`check`](Self::check) will
+    /// go on with it.
+    fn disconnect(&mut self, key: Key) -> bool {
+        let Some(entry) = self.devices.get_mut(&key) else {
+            return true;
+        };
+        let Some(connection) = &entry.connection else {
+            return true;
+        };
+        entry.stopping = true;
+        if !self.driver.stop(connection) {
+            return false;
         }
+        entry.connection = None;
+        entry.stopping = false;
+        self.say(id(key), "disconnected");
+        true
     }
 
-    /// The front end has let go: nothing of the device is kept, and an old failure is forgiven.
-    fn release(&mut self, key: Key) {
-        self.disconnect(key);
-        let Some(entry) = self.devices.get_mut(&key) else {
-            return;
-        };
-        entry.failed = false;
-        if let Some(device) = entry.device.take() {
-            self.driver.close(id(key), device);
-            self.say(id(key), "closed");
+    /// The front end has let go: nothing of the device is kept, and an old failure is forgiven. False if
+    /// its connection has not ended yet.
+    fn release(&mut self, key: Key) -> bool {
+        if !self.disconnect(key) {
+            return false;
         }
+        if let Some(entry) = self.devices.get_mut(&key) {
+            entry.failed = false;
+            if let Some(device) = entry.device.take() {
+                self.driver.close(id(key), device);
+                self.say(id(key), "closed");
+            }
+        }
+        true
     }
 
     /// The backend's directory has gone.
     fn forget(&mut self, store: &dyn Store, key: Key) -> Result<()> {
-        self.release(key);
+        if !self.release(key) {
+            return Ok(());
+        }
         let Some(entry) = self.devices.remove(&key) else {
             return Ok(());
         };

@@ -6,9 +6,11 @@
 #![deny(unsafe_code)]
 
 mod bus;
+#[cfg(test)]
+mod bus_tests;
 pub mod daemon;
 mod site;
-#[cfg(feature = "testing")]
+#[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod worker;
 

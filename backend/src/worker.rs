@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
@@ -87,13 +87,19 @@ impl Stop {
 #[derive(Debug)]
 pub struct Worker {
     stop: Stop,
-    failure: Arc<Mutex<Option<Error>>>,
+    outcome: Arc<Outcome>,
     thread: Option<JoinHandle<()>>,
 }
 
+#[derive(Debug, Default)]
+struct Outcome {
+    failure: Mutex<Option<Error>>,
+    ended: AtomicBool,
+}
+
 impl Worker {
-    /// Runs `body` in a thread called `name`. If it ends with an error or a panic, the main loop is woken
-    /// and finds it with [`failure`](Self::failure).
+    /// Runs `body` in a thread called `name`. The main loop is woken when it ends; if that was by an error
+    /// or a panic, it finds it with [`failure`](Self::failure).
     pub fn spawn(
         name: String,
         wake: &Wake,
@@ -108,41 +114,43 @@ impl Worker {
             }
         };
         let stop = Stop::new().map_err(system("eventfd"))?;
-        let failure = Arc::new(Mutex::new(None));
-        let (inner, report, wake) = (stop.clone(), failure.clone(), wake.clone());
+        let outcome = Arc::new(Outcome::default());
+        let (inner, report, wake) = (stop.clone(), outcome.clone(), wake.clone());
         let what = name.clone();
         let thread = std::thread::Builder::new()
             .name(name.clone())
             .spawn(move || {
+                // All that `body` owns is gone when this returns.
                 let result = catch_unwind(AssertUnwindSafe(|| body(&inner)));
                 let error = match result {
-                    Ok(Ok(())) => return,
-                    Ok(Err(error)) => error,
-                    Err(_) => Error::System {
+                    Ok(result) => result.err(),
+                    Err(_) => Some(Error::System {
                         op: "serve (a bug: the thread panicked)",
                         object: what,
                         errno: Errno::EIO,
-                    },
+                    }),
                 };
-                *report
-                    .lock()
-                    .unwrap_or_else(|poisoned| poisoned.into_inner()) = Some(error);
+                *lock(&report.failure) = error;
+                report.ended.store(true, Ordering::Release);
                 wake.wake();
             })
             .map_err(system("start the thread of"))?;
         Ok(Worker {
             stop,
-            failure,
+            outcome,
             thread: Some(thread),
         })
     }
 
     /// Why the thread ended early, if it did.
     pub fn failure(&self) -> Option<Error> {
-        self.failure
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
-            .clone()
+        lock(&self.outcome.failure).clone()
+    }
+
+    /// Asks the thread to end after what it is doing; true once it has ended. The main loop is woken then.
+    pub fn stop(&self) -> bool {
+        self.stop.request();
+        self.outcome.ended.load(Ordering::Acquire)
     }
 }
 
@@ -154,6 +162,12 @@ impl Drop for Worker {
             let _ = thread.join();
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 fn counter() -> io::Result<OwnedFd> {
@@ -181,6 +195,10 @@ mod tests {
         })
         .unwrap();
         assert_eq!(worker.failure(), None);
+        assert!(!worker.outcome.ended.load(Ordering::Acquire));
+        while !worker.stop() {
+            std::thread::yield_now();
+        }
         drop(worker);
     }
 

@@ -43,6 +43,11 @@ pub trait Datapath {
 
     /// Why a connection stopped serving, if it did.
     fn failure(&self, connection: &Self::Connection) -> Option<Error>;
+    /// Asks a connection to end; true once it has ([`Driver::stop`]).
+    fn stop(&self, connection: &Self::Connection) -> bool {
+        let _ = connection;
+        true
+    }
 }
 
 /// Opens the image of a disk.
@@ -168,6 +173,10 @@ impl<D: Datapath> Driver for BlockDriver<D> {
 
     fn failure(&self, connection: &D::Connection) -> Option<Error> {
         self.datapath.failure(connection)
+    }
+
+    fn stop(&self, connection: &D::Connection) -> bool {
+        self.datapath.stop(connection)
     }
 
     fn farewell(&self) -> Vec<Node> {

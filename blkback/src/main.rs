@@ -106,4 +106,8 @@ impl Datapath for Threads {
     fn failure(&self, worker: &Worker) -> Option<Error> {
         worker.failure()
     }
+
+    fn stop(&self, worker: &Worker) -> bool {
+        worker.stop()
+    }
 }

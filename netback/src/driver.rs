@@ -67,6 +67,11 @@ pub trait Datapath {
     ) -> Result<Self::Connection>;
     /// Why a connection stopped serving, if it did.
     fn failure(&self, connection: &Self::Connection) -> Option<Error>;
+    /// Asks a connection to end; true once it has ([`Driver::stop`]).
+    fn stop(&self, connection: &Self::Connection) -> bool {
+        let _ = connection;
+        true
+    }
 }
 
 /// Network interfaces on a [`xen_backend::Bus`].
@@ -142,6 +147,10 @@ impl<D: Datapath> Driver for NetDriver<D> {
 
     fn failure(&self, connection: &D::Connection) -> Option<Error> {
         self.datapath.failure(connection)
+    }
+
+    fn stop(&self, connection: &D::Connection) -> bool {
+        self.datapath.stop(connection)
     }
 
     fn close(&mut self, _: DeviceId, device: Self::Device) {

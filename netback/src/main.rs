@@ -127,6 +127,10 @@ impl Datapath for Threads {
     fn failure(&self, worker: &Worker) -> Option<Error> {
         worker.failure()
     }
+
+    fn stop(&self, worker: &Worker) -> bool {
+        worker.stop()
+    }
 }
 
 fn failed(op: &'static str, object: &str) -> impl FnOnce(io::Error) -> Error {

@@ -1,0 +1,178 @@
+//! The handshake with a driver that does nothing, or hangs.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use xen_hal::{Error, Result, Store};
+use xen_sys::DomId;
+
+use crate::testing::MemoryStore;
+use crate::{Bus, DeviceId, Driver, Node, Site};
+
+#[derive(Clone, Default)]
+struct Probe {
+    hangs: Rc<Cell<bool>>,
+    calls: Rc<RefCell<Vec<String>>>,
+}
+
+impl Probe {
+    fn note(&self, what: &str, id: DeviceId) {
+        self.calls.borrow_mut().push(format!("{what} {id}"));
+    }
+
+    fn take(&self) -> Vec<String> {
+        self.calls.take()
+    }
+}
+
+struct Connection(DeviceId, Probe);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.1.note("drop", self.0);
+    }
+}
+
+impl Driver for Probe {
+    const CLASS: &'static str = "vbd";
+    type Device = ();
+    type Connection = Connection;
+
+    fn open(&mut self, site: &Site<'_>) -> Result<((), Vec<Node>)> {
+        self.note("open", site.id);
+        Ok(((), vec![("feature", "1".into())]))
+    }
+
+    fn connect(&mut self, site: &Site<'_>, (): &mut ()) -> Result<Option<(Connection, Vec<Node>)>> {
+        self.note("connect", site.id);
+        Ok(Some((
+            Connection(site.id, self.clone()),
+            vec![("sectors", "9".into())],
+        )))
+    }
+
+    fn failure(&self, _: &Connection) -> Option<Error> {
+        None
+    }
+
+    fn stop(&self, connection: &Connection) -> bool {
+        connection.0.dom != DomId(1) || !self.hangs.get()
+    }
+
+    fn farewell(&self) -> Vec<Node> {
+        vec![("bye", "1".into())]
+    }
+
+    fn close(&mut self, id: DeviceId, (): ()) {
+        self.note("close", id);
+    }
+}
+
+const BACK: &str = "/local/domain/0/backend/vbd";
+
+fn declare(store: &MemoryStore, dom: u16) {
+    let front = format!("/local/domain/{dom}/device/vbd/7");
+    store.fill(&front, &[("state", "1")]);
+    store.fill(
+        &format!("{BACK}/{dom}/7"),
+        &[("frontend", &front), ("online", "1"), ("state", "1")],
+    );
+}
+
+fn front(store: &MemoryStore, dom: u16, state: &str) {
+    store.fill(
+        &format!("/local/domain/{dom}/device/vbd/7"),
+        &[("state", state)],
+    );
+}
+
+fn state(store: &MemoryStore, dom: u16) -> String {
+    store.text(&format!("{BACK}/{dom}/7/state"))
+}
+
+fn settle(bus: &mut Bus<Probe>, store: &MemoryStore) {
+    while bus.step(store).unwrap() {}
+}
+
+#[test]
+fn a_device_that_hangs_holds_up_no_other() {
+    let (store, probe) = (MemoryStore::new(), Probe::default());
+    let mut bus = Bus::new(probe.clone(), DomId::DOM0, |_| {});
+    bus.start(&store).unwrap();
+    for dom in [1, 2] {
+        declare(&store, dom);
+        settle(&mut bus, &store);
+        assert_eq!(state(&store, dom), "2");
+        front(&store, dom, "3");
+        settle(&mut bus, &store);
+        assert_eq!(state(&store, dom), "4");
+    }
+    assert_eq!(
+        probe.take(),
+        ["open 1/7", "connect 1/7", "open 2/7", "connect 2/7"]
+    );
+
+    probe.hangs.set(true);
+    for dom in [1, 2] {
+        front(&store, dom, "6");
+    }
+    settle(&mut bus, &store);
+    assert_eq!(probe.take(), ["drop 2/7", "close 2/7"]);
+    assert_eq!(
+        (state(&store, 1), state(&store, 2)),
+        ("4".into(), "6".into())
+    );
+    // Even when its directory goes, it is not forgotten before its connection has ended.
+    store.rm(None, &format!("{BACK}/1")).unwrap();
+    settle(&mut bus, &store);
+    bus.check(&store).unwrap();
+    assert_eq!(bus.counts(), (2, 1));
+    probe.hangs.set(false);
+    bus.check(&store).unwrap();
+    assert_eq!(probe.take(), ["drop 1/7", "close 1/7"]);
+    assert_eq!(bus.counts(), (1, 0));
+    assert_eq!(store.text(&format!("{BACK}/1/7/state")), "");
+}
+
+#[test]
+fn states_are_followed() {
+    // (front end's state, backend's state afterwards), in a row.
+    let rows: [&[(&str, &str)]; 5] = [
+        &[
+            ("1", "2"),
+            ("3", "4"),
+            ("4", "4"),
+            ("5", "5"),
+            ("6", "6"),
+            ("1", "2"),
+            ("4", "4"),
+        ],
+        // A front end may jump, and may start over without closing.
+        &[("4", "4"), ("1", "2"), ("3", "4")],
+        &[("3", "4"), ("6", "6"), ("1", "2")],
+        // Nonsense counts as no front end.
+        &[("1", "2"), ("nonsense", "6")],
+        &[("2", "1"), ("7", "1"), ("1", "2")],
+    ];
+    for row in rows {
+        let (store, probe) = (MemoryStore::new(), Probe::default());
+        let mut bus = Bus::new(probe, DomId::DOM0, |_| {});
+        bus.start(&store).unwrap();
+        store.fill(&format!("{BACK}/1/7"), &[("state", "1")]);
+        declare(&store, 1);
+        for (theirs, ours) in row {
+            front(&store, 1, theirs);
+            settle(&mut bus, &store);
+            assert_eq!(state(&store, 1), *ours, "{row:?} at {theirs}");
+        }
+        // The toolstack takes the device away.
+        let (front_dir, back) = ("/local/domain/1/device/vbd/7", format!("{BACK}/1/7"));
+        store.fill(&back, &[("online", "0"), ("state", "5")]);
+        store.rm(None, front_dir).unwrap();
+        settle(&mut bus, &store);
+        assert_eq!(
+            (state(&store, 1), store.text(&format!("{back}/bye"))),
+            ("6".into(), "1".into())
+        );
+    }
+}
