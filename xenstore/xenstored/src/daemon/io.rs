@@ -37,6 +37,8 @@ pub struct Conn {
     pub readable: bool,
     /// Whether the transport may take more.
     pub writable: bool,
+    /// Whether the client will send no more; it is answered what it has sent before.
+    pub ended: bool,
     /// Whether it stands in the list of connections to serve.
     queued: bool,
 }
@@ -83,6 +85,7 @@ impl<W: StoreWorld> Io<W> {
             output: Output::default(),
             readable: true,
             writable: true,
+            ended: false,
             queued: false,
         };
         self.conns.insert(id, conn);

@@ -165,6 +165,9 @@ impl<W: StoreWorld> Daemon<W> {
         let conn = &self.io.conns[&id];
         let more_input = conn.readable || has_message(&conn.input);
         let more_output = conn.writable && !conn.output.is_empty();
+        if conn.ended && !has_message(&conn.input) && conn.output.is_empty() {
+            return Err(End::Closed);
+        }
         if more_output || more_input && conn.output.has_room() {
             self.io.wake(id);
         }
@@ -188,7 +191,10 @@ impl<W: StoreWorld> Daemon<W> {
                     .receive(&mut conn.input)
                     .map_err(|error| End::Fault(RingFault::Index, error.to_string()))?,
                 Transport::Socket(fd) => match receive(fd, &mut conn.input) {
-                    Ok(0) => return Err(End::Closed),
+                    Ok(0) => {
+                        conn.ended = true;
+                        0
+                    }
                     Ok(len) => len,
                     Err(OsErrno::AGAIN | OsErrno::INTR) => 0,
                     Err(_) => return Err(End::Closed),

@@ -6,6 +6,7 @@ use xen_hal::{AccessMode, Error, EventChannels, ForeignGrants, Result};
 use xen_ring::SharedMemory;
 use xen_sys::{DomId, Errno, GrantRef, Port};
 
+use super::log;
 use crate::core::DomainState;
 
 /// The grant of every domain's store ring (`GNTTAB_RESERVED_XENSTORE`, grant_table.h).
@@ -172,7 +173,9 @@ where
             return Ok(None);
         };
         // Before its work is done, so that nothing is missed; the loop takes a bounded number at a time.
-        self.events.unmask(port)?;
+        if let Err(error) = self.events.unmask(port) {
+            log(&format!("port {port} will not fire again: {error}"));
+        }
         Ok(Some(if Some(port) == self.virq {
             WorldEvent::DomainsChanged
         } else {
