@@ -12,9 +12,14 @@
 
 extern crate alloc;
 
+pub mod blk;
 pub mod cmdline;
 mod console;
 pub mod control;
+pub mod lines;
+pub mod net;
+pub mod pattern;
 pub mod store;
+pub mod xenbus;
 
 pub use console::Console;

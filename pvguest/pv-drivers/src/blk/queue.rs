@@ -1,0 +1,282 @@
+//! The block ring: requests in, responses out, and private state that says what is in flight.
+//!
+//! Nothing here knows the store or event channels; the owner notifies and waits.
+
+use alloc::vec::Vec;
+
+use xen_hal::{GrantTable, Lease, Result};
+use xen_ring::FrontRing;
+use xen_sys::io::blkif::{
+    MAX_SEGMENTS_PER_REQUEST, OP_FLUSH_DISKCACHE, OP_READ, OP_WRITE, RSP_EOPNOTSUPP, RSP_OKAY,
+    Request, Response, SECTOR_SIZE, Segment,
+};
+use xen_sys::{DomId, GrantRef, PAGE_SIZE, Plain};
+
+use super::buffers::{Buffers, MAX_BYTES};
+use super::{BlkError, DiskInfo};
+
+/// A request that was submitted and whose end is not yet taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use = "the slot is free again only when its result is taken"]
+pub struct Ticket {
+    slot: u8,
+    generation: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Free,
+    InFlight,
+    Done(Result<(), BlkError>),
+}
+
+#[derive(Debug)]
+struct Slot<G: GrantTable> {
+    state: State,
+    op: u8,
+    len: usize,
+    generation: u32,
+    buffers: Buffers<G>,
+}
+
+/// What the back end did that it must not do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// A producer index out of range.
+    Ring(xen_ring::PeerError),
+    /// A response to a request that is not in flight.
+    UnknownId(u64),
+    /// A response that names another operation than the request.
+    WrongOperation {
+        /// The request.
+        id: u64,
+        /// What the response says.
+        operation: u8,
+    },
+}
+
+impl core::fmt::Display for Fault {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Fault::Ring(error) => error.fmt(f),
+            Fault::UnknownId(id) => write!(f, "a response to request {id}, which is not in flight"),
+            Fault::WrongOperation { id, operation } => {
+                write!(
+                    f,
+                    "the response to request {id} is for operation {operation}"
+                )
+            }
+        }
+    }
+}
+
+/// The front end's half of a block ring with its buffers.
+#[derive(Debug)]
+pub struct Queue<G: GrantTable> {
+    grants: G,
+    peer: DomId,
+    ring: FrontRing<Lease<G>, Request, Response>,
+    slots: Vec<Slot<G>>,
+    info: DiskInfo,
+}
+
+impl<G: GrantTable> Queue<G> {
+    /// An empty ring in a fresh page that is granted to `peer`.
+    pub fn new(grants: G, peer: DomId) -> Result<Self> {
+        let ring = FrontRing::new(Lease::fresh(&grants, peer)?)?;
+        let count = ring.capacity();
+        let slots = (0..count)
+            .map(|_| Slot {
+                state: State::Free,
+                op: 0,
+                len: 0,
+                generation: 0,
+                buffers: Buffers::new(),
+            })
+            .collect();
+        Ok(Queue {
+            grants,
+            peer,
+            ring,
+            slots,
+            info: DiskInfo::default(),
+        })
+    }
+
+    /// The ring's grant.
+    pub fn ring_ref(&self) -> GrantRef {
+        self.ring.memory().gref()
+    }
+
+    /// Sets what requests are checked against.
+    pub fn set_info(&mut self, info: DiskInfo) {
+        self.info = info;
+    }
+
+    /// Queues a read of `len` bytes from `sector` (of 512 bytes) on.
+    pub fn read(&mut self, sector: u64, len: usize) -> Result<Ticket, BlkError> {
+        self.check(sector, len)?;
+        let slot = self.reserve(len)?;
+        Ok(self.submit(slot, OP_READ, sector, len))
+    }
+
+    /// Queues a write from `sector` (of 512 bytes) on.
+    pub fn write(&mut self, sector: u64, data: &[u8]) -> Result<Ticket, BlkError> {
+        if self.info.read_only {
+            return Err(BlkError::ReadOnly);
+        }
+        self.check(sector, data.len())?;
+        let slot = self.reserve(data.len())?;
+        self.slots[slot].buffers.fill(data);
+        Ok(self.submit(slot, OP_WRITE, sector, data.len()))
+    }
+
+    /// Queues a flush: what was written before it was submitted is on the disk when it ends.
+    pub fn flush(&mut self) -> Result<Ticket, BlkError> {
+        if !self.info.flush {
+            return Err(BlkError::Unsupported);
+        }
+        let slot = self.reserve(0)?;
+        Ok(self.submit(slot, OP_FLUSH_DISKCACHE, 0, 0))
+    }
+
+    /// Shows the back end what was queued; true if it wants an event.
+    #[must_use = "true means that the back end waits for an event"]
+    pub fn publish(&mut self) -> bool {
+        self.ring.publish()
+    }
+
+    /// Takes all responses. After a fault the queue must be closed.
+    pub fn poll(&mut self) -> Result<(), Fault> {
+        loop {
+            while let Some(response) = self.ring.pop().map_err(Fault::Ring)? {
+                self.complete(response)?;
+            }
+            if !self.ring.wait_for_more() {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The result of a request once it has ended; the data of a read goes to `to`, as much as both have.
+    /// `None` while it is in flight. A ticket whose result was taken is [`BlkError::Stale`].
+    pub fn take(&mut self, ticket: Ticket, to: &mut [u8]) -> Option<Result<(), BlkError>> {
+        let slot = &mut self.slots[usize::from(ticket.slot)];
+        if slot.generation != ticket.generation {
+            return Some(Err(BlkError::Stale));
+        }
+        match slot.state {
+            State::Free => Some(Err(BlkError::Stale)),
+            State::InFlight => None,
+            State::Done(result) => {
+                if result.is_ok() && slot.op == OP_READ {
+                    let len = slot.len.min(to.len());
+                    slot.buffers.copy_to(&mut to[..len]);
+                }
+                slot.state = State::Free;
+                Some(result)
+            }
+        }
+    }
+
+    /// How many requests are in flight.
+    pub fn in_flight(&self) -> usize {
+        self.slots
+            .iter()
+            .filter(|slot| slot.state == State::InFlight)
+            .count()
+    }
+
+    /// Sends a request as it stands, unchecked, with a slot's id and grants filled in where the request has
+    /// zeroes: how tests are hostile to a back end. The response's status is the result.
+    pub fn raw(&mut self, mut request: Request, pages: usize) -> Result<Ticket, BlkError> {
+        let slot = self.reserve(pages.min(MAX_SEGMENTS_PER_REQUEST) * PAGE_SIZE)?;
+        let grefs = self.slots[slot].buffers.grefs();
+        for (segment, gref) in request.seg.iter_mut().zip(grefs) {
+            if segment.gref == GrantRef(0) {
+                segment.gref = gref;
+            }
+        }
+        request.id = slot as u64;
+        Ok(self.push(slot, request, 0))
+    }
+
+    fn check(&self, sector: u64, len: usize) -> Result<(), BlkError> {
+        let unit = u64::from(self.info.sector_size.max(SECTOR_SIZE as u32));
+        if len == 0 || len > MAX_BYTES || !(len as u64).is_multiple_of(unit) {
+            return Err(BlkError::BadLength);
+        }
+        if !sector.is_multiple_of(unit / SECTOR_SIZE as u64) {
+            return Err(BlkError::BadLength);
+        }
+        match sector.checked_add((len / SECTOR_SIZE) as u64) {
+            Some(end) if end <= self.info.sectors_512 => Ok(()),
+            _ => Err(BlkError::OutOfRange),
+        }
+    }
+
+    /// A free slot with pages for `len` bytes.
+    fn reserve(&mut self, len: usize) -> Result<usize, BlkError> {
+        let free = |slot: &Slot<G>| slot.state == State::Free;
+        let slot = self
+            .slots
+            .iter()
+            .position(free)
+            .filter(|_| self.ring.free() > 0)
+            .ok_or(BlkError::Busy)?;
+        let reserved = self.slots[slot]
+            .buffers
+            .reserve(&self.grants, self.peer, len);
+        reserved.map_err(|_| BlkError::NoMemory)?;
+        Ok(slot)
+    }
+
+    fn submit(&mut self, slot: usize, op: u8, sector: u64, len: usize) -> Ticket {
+        let (seg, nr_segments): ([Segment; MAX_SEGMENTS_PER_REQUEST], u8) =
+            self.slots[slot].buffers.segments(len);
+        let request = Request {
+            operation: op,
+            nr_segments,
+            handle: self.info.handle,
+            id: slot as u64,
+            sector_number: sector,
+            seg,
+            ..Request::ZERO
+        };
+        self.push(slot, request, len)
+    }
+
+    fn push(&mut self, index: usize, request: Request, len: usize) -> Ticket {
+        let pushed = self.ring.push(request);
+        assert!(pushed, "reserve found room in the ring");
+        let slot = &mut self.slots[index];
+        slot.state = State::InFlight;
+        slot.op = request.operation;
+        slot.len = len;
+        slot.generation = slot.generation.wrapping_add(1);
+        Ticket {
+            slot: index as u8,
+            generation: slot.generation,
+        }
+    }
+
+    fn complete(&mut self, response: Response) -> Result<(), Fault> {
+        let slot = usize::try_from(response.id)
+            .ok()
+            .and_then(|id| self.slots.get_mut(id))
+            .filter(|slot| slot.state == State::InFlight)
+            .ok_or(Fault::UnknownId(response.id))?;
+        if response.operation != slot.op {
+            return Err(Fault::WrongOperation {
+                id: response.id,
+                operation: response.operation,
+            });
+        }
+        slot.state = State::Done(match response.status {
+            RSP_OKAY => Ok(()),
+            RSP_EOPNOTSUPP => Err(BlkError::Unsupported),
+            _ => Err(BlkError::Io),
+        });
+        Ok(())
+    }
+}
