@@ -14,6 +14,14 @@ pub enum ShutdownRequest {
     Reboot,
 }
 
+/// Tells the toolstack what we can do (`control/feature-*`), as far as it lets us.
+pub fn announce(store: &impl Store) {
+    for name in ["control/feature-poweroff", "control/feature-reboot"] {
+        // The toolstack makes the nodes for us to write; one that does not can do without.
+        let _ = store.write(None, name, b"1");
+    }
+}
+
 /// Reads, acknowledges and returns the request that stands in the node. A request that is not supported
 /// (`suspend`, unknown words) is left alone: the toolstack will see that nobody took it.
 pub fn take_shutdown(store: &impl Store) -> Result<Option<ShutdownRequest>, StoreError> {

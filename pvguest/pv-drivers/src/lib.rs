@@ -15,6 +15,7 @@ extern crate alloc;
 pub mod blk;
 pub mod cmdline;
 mod console;
+pub mod commands;
 pub mod control;
 pub mod lines;
 pub mod net;

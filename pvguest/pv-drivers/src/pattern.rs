@@ -1,35 +1,32 @@
-//! Test data that anybody can compute again: word N of a stream is a mix of the seed and N.
+//! Test data for disks that anybody can compute again, from a seed and a sector's number.
 
-/// Fills `to` with the stream's bytes from `offset` on. Offset and length are multiples of 8.
-pub fn fill(seed: u64, offset: u64, to: &mut [u8]) {
-    for (index, word) in to.chunks_mut(8).enumerate() {
-        let bytes = word_at(seed, offset / 8 + index as u64).to_le_bytes();
-        word.copy_from_slice(&bytes[..word.len()]);
+use xen_sys::io::blkif::SECTOR_SIZE;
+
+/// The content of a sector (SplitMix64 started from seed and number).
+pub fn sector(seed: u64, number: u64) -> [u8; SECTOR_SIZE] {
+    let mut bytes = [0; SECTOR_SIZE];
+    let start = seed ^ number.wrapping_mul(0xd134_2543_de82_ef95);
+    for (at, word) in bytes.chunks_mut(8).enumerate() {
+        let mut z = start.wrapping_add((at as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        word.copy_from_slice(&(z ^ (z >> 31)).to_le_bytes());
+    }
+    bytes
+}
+
+/// Fills `to`, whole sectors, with the content of the sectors from `first` on.
+pub fn fill(seed: u64, first: u64, to: &mut [u8]) {
+    for (number, piece) in (first..).zip(to.chunks_mut(SECTOR_SIZE)) {
+        piece.copy_from_slice(&sector(seed, number)[..piece.len()]);
     }
 }
 
-/// The offset in `data` of the first byte that is not the stream's, whose part from `offset` on `data` should be.
-pub fn first_difference(seed: u64, offset: u64, data: &[u8]) -> Option<usize> {
-    data.chunks(8).enumerate().find_map(|(index, word)| {
-        let bytes = word_at(seed, offset / 8 + index as u64).to_le_bytes();
-        let differs = word.iter().zip(bytes).position(|(got, want)| *got != want)?;
-        Some(index * 8 + differs)
-    })
-}
-
-/// splitmix64's output function.
-fn word_at(seed: u64, index: u64) -> u64 {
-    let mut z = seed.wrapping_add(index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    z = (z ^ z >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ z >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ z >> 31
-}
-
-/// A checksum that both sides of a test can afford: FNV-1a, 64 bits.
-pub fn fnv1a(data: &[u8]) -> u64 {
-    data.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
+/// Whether `data`, whole sectors, is the content of the sectors from `first` on.
+pub fn matches(seed: u64, first: u64, data: &[u8]) -> bool {
+    (first..)
+        .zip(data.chunks(SECTOR_SIZE))
+        .all(|(number, piece)| piece == &sector(seed, number)[..piece.len()])
 }
 
 #[cfg(test)]
@@ -38,22 +35,14 @@ mod tests {
 
     #[test]
     fn a_piece_is_the_same_alone_or_within_the_whole() {
-        let mut whole = [0; 256];
-        fill(7, 0, &mut whole);
-        // The first word of splitmix64 seeded with 7.
-        assert_eq!(whole[..8], 7_191_089_600_892_374_487u64.to_le_bytes());
-        let mut piece = [0; 64];
-        fill(7, 128, &mut piece);
-        assert_eq!(piece, whole[128..192]);
-        assert_eq!(first_difference(7, 128, &piece), None);
-        piece[13] ^= 1;
-        assert_eq!(first_difference(7, 128, &piece), Some(13));
-        assert_eq!(first_difference(8, 128, &piece), Some(0));
-    }
-
-    #[test]
-    fn fnv_of_known_texts() {
-        assert_eq!(fnv1a(b""), 0xcbf2_9ce4_8422_2325);
-        assert_eq!(fnv1a(b"a"), 0xaf63_dc4c_8601_ec8c);
+        // splitmix64 seeded with 7.
+        assert_eq!(sector(7, 0)[..8], 7_191_089_600_892_374_487u64.to_le_bytes());
+        let mut whole = [0; 4096];
+        fill(7, 40, &mut whole);
+        assert_eq!(whole[1024..1536], sector(7, 42));
+        assert!(matches(7, 41, &whole[512..]));
+        assert!(!matches(7, 40, &whole[512..]) && !matches(8, 41, &whole[512..]));
+        whole[600] ^= 1;
+        assert!(!matches(7, 41, &whole[512..]));
     }
 }

@@ -11,7 +11,7 @@ use xen_sys::{DomId, Port};
 
 use crate::shared_info::{self, WORDS};
 use crate::single::Single;
-use crate::{PvClock, hypercall};
+use crate::{PvClock, hypercall, store};
 
 /// Xen's limit for one SCHEDOP_poll.
 const MAX_POLLED: usize = 128;
@@ -72,9 +72,13 @@ pub(crate) fn wait_for(port: Port, deadline_ns: u64) {
 }
 
 /// Lets the taken ports fire again, then waits until one fires or `deadline_ns` (absolute system time) has
-/// come. Ports that fired are taken on return. Returns at once if one has fired already.
-pub(crate) fn wait(deadline_ns: Option<u64>) {
+/// come. Ports that fired are taken on return. Returns at once if one has fired already, or if watch events
+/// have come since the last wait.
+pub fn wait(deadline_ns: Option<u64>) {
     release_taken();
+    if store::take_fresh() {
+        return;
+    }
     loop {
         let (fired, ports, count) = scan();
         if fired || deadline_ns.is_some_and(|deadline| PvClock.now_ns() >= deadline) {

@@ -57,7 +57,7 @@ impl Drop for GrantPage {
 
 impl Grants {
     /// The table, set up at first use.
-    pub(crate) fn get() -> Result<Grants> {
+    pub fn get() -> Result<Grants> {
         if STATE.try_get().is_none() {
             set_up()?;
         }

@@ -96,6 +96,7 @@ impl Guest {
     pub fn shutdown_requested(&mut self) -> Result<Option<ShutdownRequest>> {
         let store = self.store()?;
         if !self.watching_shutdown {
+            pv_drivers::control::announce(&store);
             store.watch(pv_drivers::control::SHUTDOWN_NODE, SHUTDOWN_TOKEN)?;
             self.watching_shutdown = true;
         }

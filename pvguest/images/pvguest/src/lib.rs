@@ -48,7 +48,7 @@ pub mod traps;
 
 pub use clock::PvClock;
 pub use console::Console;
-pub use events::Events;
+pub use events::{Events, wait};
 pub use exit::Exit;
 pub use grants::{GrantPage, Grants};
 pub use guest::{Guest, MemoryInfo, ShutdownRequest};

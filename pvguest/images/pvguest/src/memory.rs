@@ -1,12 +1,16 @@
 //! Which frames are free, and how much memory there is.
 
 use core::ops::Range;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, Ordering};
 
+use xen_ring::SharedMemory;
 use xen_sys::xen::{StartFlags, StartInfo};
 use xen_sys::{Mfn, PAGE_SIZE, Pfn, Port};
 
 use crate::heap;
 use crate::paging::{self, pfn_of};
+use crate::shared_info::Page;
 use crate::single::Single;
 
 unsafe extern "C" {
@@ -88,4 +92,59 @@ fn paging_pfn(mfn: Mfn) -> Option<Pfn> {
         return None;
     }
     paging::pfn_of_mfn(mfn)
+}
+
+/// Where the top-level page table is mapped: for tests that show that it cannot be written.
+pub fn page_table_address() -> u64 {
+    paging::top_table()
+}
+
+#[unsafe(link_section = ".bss.pages")]
+static WINDOW_PAGE: Page = Page::new();
+static WINDOW_TAKEN: AtomicBool = AtomicBool::new(false);
+
+/// One page of address space at which a test may map a grant. There is one at a time.
+#[derive(Debug)]
+pub struct Window(());
+
+impl Window {
+    /// The window, unless it is taken.
+    pub fn take() -> Option<Window> {
+        match WINDOW_TAKEN.swap(true, Ordering::Relaxed) {
+            true => None,
+            false => Some(Window(())),
+        }
+    }
+
+    /// Its address.
+    pub fn address(&self) -> u64 {
+        WINDOW_PAGE.address()
+    }
+
+    /// What is mapped there; nothing is before the first and after the last mapping.
+    pub fn memory(&self) -> WindowMemory<'_> {
+        WindowMemory(self)
+    }
+}
+
+impl Drop for Window {
+    fn drop(&mut self) {
+        WINDOW_TAKEN.store(false, Ordering::Relaxed);
+    }
+}
+
+/// What is mapped at a [`Window`].
+#[derive(Debug)]
+pub struct WindowMemory<'a>(&'a Window);
+
+// SAFETY: a page-aligned page of the image's place, to which no reference is made; access faults while
+// nothing is mapped there, which ends the guest with a report.
+unsafe impl SharedMemory for WindowMemory<'_> {
+    fn base(&self) -> NonNull<u8> {
+        NonNull::new(self.0.address() as *mut u8).expect("the image is not at 0")
+    }
+
+    fn len(&self) -> usize {
+        PAGE_SIZE
+    }
 }

@@ -54,6 +54,11 @@ pub(crate) fn init(info: &StartInfo) {
     });
 }
 
+/// Where the top-level table is mapped.
+pub(crate) fn top_table() -> u64 {
+    TABLES.copied().l4
+}
+
 /// The address at which a frame of ours is mapped.
 pub(crate) fn address_of(pfn: Pfn) -> u64 {
     virt_base() + (pfn.0 << PAGE_SHIFT)

@@ -19,7 +19,15 @@ use alloc::vec::Vec;
 const REPLY_NS: u64 = 30_000_000_000;
 
 static CLIENT: Single<StoreClient<RingPage, StoreWire>> = Single::new();
-static EVENTS: Single<VecDeque<WatchEvent>> = Single::new();
+static EVENTS: Single<Events> = Single::new();
+
+/// Watch events that nobody has taken yet.
+#[derive(Default)]
+struct Events {
+    queue: VecDeque<WatchEvent>,
+    /// Some have come since the last wait.
+    fresh: bool,
+}
 
 struct StoreWire {
     port: Port,
@@ -57,7 +65,7 @@ pub struct GuestStore(());
 
 impl GuestStore {
     /// The connection; ENOTCONN if the builder gave us none (as dom0).
-    pub(crate) fn get() -> Result<GuestStore, StoreError> {
+    pub fn get() -> Result<GuestStore, StoreError> {
         if CLIENT.try_get().is_none() {
             connect()?;
         }
@@ -66,14 +74,33 @@ impl GuestStore {
 
     /// Takes all watch events with this token; whether there was one.
     pub fn take_events(&self, token: &str) -> Result<bool, StoreError> {
-        let mut queue = EVENTS.get();
-        while let Some(event) = CLIENT.get().next_event()? {
-            queue.push_back(event);
-        }
+        collect()?;
+        let queue = &mut EVENTS.get().queue;
         let before = queue.len();
         queue.retain(|event| event.token != token);
         Ok(queue.len() < before)
     }
+}
+
+/// Moves what the client has received to the queue.
+fn collect() -> Result<(), StoreError> {
+    let mut events = EVENTS.get();
+    while let Some(event) = CLIENT.get().next_event()? {
+        events.queue.push_back(event);
+        events.fresh = true;
+    }
+    Ok(())
+}
+
+/// Whether watch events have come since this was last asked. They may have come while a reply was waited
+/// for, which has taken the port's event: a wait must not begin then.
+pub(crate) fn take_fresh() -> bool {
+    if CLIENT.try_get().is_none() {
+        return false;
+    }
+    // A broken ring brings no events; the next request tells.
+    let _ = collect();
+    core::mem::take(&mut EVENTS.get().fresh)
 }
 
 fn connect() -> Result<(), StoreError> {
@@ -95,7 +122,7 @@ fn connect() -> Result<(), StoreError> {
             deadline_ns: Cell::new(0),
         },
     ));
-    EVENTS.set(VecDeque::new());
+    EVENTS.set(Events::default());
     events::bind(info.store_evtchn);
     Ok(())
 }
@@ -147,12 +174,12 @@ impl Store for GuestStore {
     }
 
     fn unwatch(&self, path: &str, token: &str) -> Result<(), StoreError> {
-        EVENTS.get().retain(|event| event.token != token);
+        EVENTS.get().queue.retain(|event| event.token != token);
         CLIENT.get().unwatch(path, token)
     }
 
     fn next_event(&self) -> Result<Option<WatchEvent>, StoreError> {
-        if let Some(event) = EVENTS.get().pop_front() {
+        if let Some(event) = EVENTS.get().queue.pop_front() {
             return Ok(Some(event));
         }
         CLIENT.get().next_event()

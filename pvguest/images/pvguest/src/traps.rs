@@ -161,6 +161,8 @@ unsafe extern "C" fn handle(frame: &mut Frame) {
     let resume = RESUME.swap(0, Ordering::Relaxed);
     if resume != 0 {
         frame.rip = resume;
+        // Xen shows a kernel's code selector as if it ran in ring 0; iretq needs the truth.
+        frame.cs = FLAT_RING3_CS64.into();
         frame.rdx = frame.vector + 1;
         frame.rax = frame.error;
         return;
