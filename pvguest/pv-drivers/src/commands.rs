@@ -218,10 +218,7 @@ impl<W: World> Interpreter<W> {
             self.disk = Some(disk);
         }
         if let Some(disk) = &mut self.disk {
-            while matches!(
-                disk.phase(),
-                blk::Phase::Waiting | blk::Phase::Published
-            ) {
+            while matches!(disk.phase(), blk::Phase::Waiting | blk::Phase::Published) {
                 if !self.world.wait() {
                     return Err(format!("the disk is still {:?}", disk.phase()));
                 }

@@ -14,8 +14,8 @@ extern crate alloc;
 
 pub mod blk;
 pub mod cmdline;
-mod console;
 pub mod commands;
+mod console;
 pub mod control;
 pub mod lines;
 pub mod net;

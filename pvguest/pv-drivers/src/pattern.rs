@@ -36,7 +36,10 @@ mod tests {
     #[test]
     fn a_piece_is_the_same_alone_or_within_the_whole() {
         // splitmix64 seeded with 7.
-        assert_eq!(sector(7, 0)[..8], 7_191_089_600_892_374_487u64.to_le_bytes());
+        assert_eq!(
+            sector(7, 0)[..8],
+            7_191_089_600_892_374_487u64.to_le_bytes()
+        );
         let mut whole = [0; 4096];
         fill(7, 40, &mut whole);
         assert_eq!(whole[1024..1536], sector(7, 42));

@@ -12,7 +12,10 @@ use crate::{Test, demand};
 pub(crate) const TESTS: &[Test] = &[
     ("an event arrives at the other end", arrives),
     ("a taken port is silent until it is unmasked", masked),
-    ("waiting ends with an event, and is short if one is there", waits),
+    (
+        "waiting ends with an event, and is short if one is there",
+        waits,
+    ),
     ("ports of a higher word", many_ports),
     ("wrong ports are refused", refused),
 ];
@@ -46,7 +49,10 @@ fn close(events: Events, ports: [Port; 2]) -> Result<(), String> {
 
 fn arrives(guest: &Guest) -> Result<(), String> {
     let (events, a, b) = pair(guest)?;
-    demand!(events.next_pending() == Ok(None), "pending before it was sent");
+    demand!(
+        events.next_pending() == Ok(None),
+        "pending before it was sent"
+    );
     for (from, to) in [(a, b), (b, a)] {
         events.notify(from).map_err(text)?;
         let got = events.next_pending();
@@ -65,9 +71,15 @@ fn masked(guest: &Guest) -> Result<(), String> {
     }
     demand!(events.next_pending() == Ok(None), "a taken port fired");
     events.unmask(b).map_err(text)?;
-    demand!(events.next_pending() == Ok(Some(b)), "the event meanwhile is lost");
+    demand!(
+        events.next_pending() == Ok(Some(b)),
+        "the event meanwhile is lost"
+    );
     events.unmask(b).map_err(text)?;
-    demand!(events.next_pending() == Ok(None), "a hundred events became two");
+    demand!(
+        events.next_pending() == Ok(None),
+        "a hundred events became two"
+    );
     close(events, [a, b])
 }
 
@@ -78,7 +90,10 @@ fn waits(guest: &Guest) -> Result<(), String> {
         events.notify(a).map_err(text)?;
         guest.wait(Some(start + 100 * SECOND));
         let took = guest.clock().now_ns() - start;
-        demand!(took < 20 * SECOND, "round {round}: waited {took} ns for an event that was there");
+        demand!(
+            took < 20 * SECOND,
+            "round {round}: waited {took} ns for an event that was there"
+        );
     }
     // Nothing is sent: only the deadline ends it.
     let start = guest.clock().now_ns();
@@ -106,7 +121,10 @@ fn many_ports(guest: &Guest) -> Result<(), String> {
     events.notify(*a).map_err(text)?;
     let start = guest.clock().now_ns();
     guest.wait(Some(start + 20 * SECOND));
-    demand!(guest.clock().now_ns() - start < 10 * SECOND, "it was not seen");
+    demand!(
+        guest.clock().now_ns() - start < 10 * SECOND,
+        "it was not seen"
+    );
     for (events, a, b) in pairs {
         close(events, [a, b])?;
     }
@@ -115,9 +133,18 @@ fn many_ports(guest: &Guest) -> Result<(), String> {
 
 fn refused(guest: &Guest) -> Result<(), String> {
     let events = guest.events();
-    demand!(events.notify(Port(4000)).is_err(), "sent to a port that is not bound");
-    demand!(events.close(Port(4000)).is_err(), "closed a port that is not bound");
+    demand!(
+        events.notify(Port(4000)).is_err(),
+        "sent to a port that is not bound"
+    );
+    demand!(
+        events.close(Port(4000)).is_err(),
+        "closed a port that is not bound"
+    );
     let none = events.bind_interdomain(DomId(777), Port(1));
-    demand!(none.is_err(), "bound to a domain that is not there: {none:?}");
+    demand!(
+        none.is_err(),
+        "bound to a domain that is not there: {none:?}"
+    );
     Ok(())
 }

@@ -3,6 +3,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use pvguest::Guest;
 use pvguest::hypercall::grant_operation;
 use pvguest::memory::Window;
 use pvguest::xen_hal::{AccessMode, Error, GrantTable, Lease};
@@ -11,7 +12,6 @@ use pvguest::xen_sys::grant_table::{
     UnmapGrantRef,
 };
 use pvguest::xen_sys::{DomId, GrantRef, Plain};
-use pvguest::Guest;
 use xen_ring::SharedMemoryExt;
 
 use crate::{Test, demand};
@@ -137,7 +137,11 @@ fn quarantine(guest: &Guest) -> Result<(), String> {
     demand!(status.is_okay(), "unmapping: {status}");
     drop(others);
     drop(grants.alloc_page().map_err(text)?);
-    demand!(grants.counts() == before, "{:?} is left, {before:?} was", grants.counts());
+    demand!(
+        grants.counts() == before,
+        "{:?} is left, {before:?} was",
+        grants.counts()
+    );
     Ok(())
 }
 
@@ -153,8 +157,15 @@ fn exhaustion(guest: &Guest) -> Result<(), String> {
         }
     };
     demand!(error == Error::NoGrants, "the last one gives {error}");
-    demand!(all.len() == before.0 && all.len() >= 500, "{} entries", all.len());
-    demand!(all.iter().all(|gref| gref.0 >= 8), "a reserved entry was used");
+    demand!(
+        all.len() == before.0 && all.len() >= 500,
+        "{} entries",
+        all.len()
+    );
+    demand!(
+        all.iter().all(|gref| gref.0 >= 8),
+        "a reserved entry was used"
+    );
     for gref in all {
         grants.end(gref).map_err(text)?;
     }
@@ -170,4 +181,3 @@ fn unknown(guest: &Guest) -> Result<(), String> {
     }
     Ok(())
 }
-

@@ -76,7 +76,10 @@ fn copies(_: &Guest) -> Result<(), String> {
             to[shift..shift + len].copy_from_slice(&source[3..3 + len]);
             demand!(to[shift..shift + len] == source[3..3 + len], "copy {len}");
             demand!(
-                to[..shift].iter().chain(&to[shift + len..]).all(|&b| b == 0xee),
+                to[..shift]
+                    .iter()
+                    .chain(&to[shift + len..])
+                    .all(|&b| b == 0xee),
                 "copying {len} bytes to {shift} wrote beyond"
             );
             for target in [0, shift, 2 * shift] {
@@ -88,7 +91,10 @@ fn copies(_: &Guest) -> Result<(), String> {
             to[shift..shift + len].fill(7);
             demand!(to[shift..shift + len].iter().all(|&b| b == 7), "fill {len}");
             demand!(
-                to[..shift].iter().chain(&to[shift + len..]).all(|&b| b == 0xee),
+                to[..shift]
+                    .iter()
+                    .chain(&to[shift + len..])
+                    .all(|&b| b == 0xee),
                 "filling {len} bytes at {shift} wrote beyond"
             );
         }
@@ -98,7 +104,9 @@ fn copies(_: &Guest) -> Result<(), String> {
 }
 
 fn floats(_: &Guest) -> Result<(), String> {
-    let sum: f64 = (1..=100).map(|n| 1.0 / f64::from(core::hint::black_box(n))).sum();
+    let sum: f64 = (1..=100)
+        .map(|n| 1.0 / f64::from(core::hint::black_box(n)))
+        .sum();
     let text = format!("{sum:.9}");
     demand!(text == "5.187377518", "the 100th harmonic number is {text}");
     Ok(())

@@ -2,8 +2,8 @@
 
 use alloc::string::String;
 
-use pvguest::xen_hal::Clock;
 use pvguest::Guest;
+use pvguest::xen_hal::Clock;
 
 use crate::{Test, demand};
 

@@ -38,7 +38,10 @@ fn null_pointer(_: &Guest) -> Result<(), String> {
 fn text_is_readable(_: &Guest) -> Result<(), String> {
     // SAFETY: the image is readable.
     let value = unsafe { probe_read((&raw const image_start).addr() as u64) };
-    demand!(matches!(value, Ok(value) if value != 0), "it gives {value:?}");
+    demand!(
+        matches!(value, Ok(value) if value != 0),
+        "it gives {value:?}"
+    );
     Ok(())
 }
 

@@ -58,8 +58,7 @@ fn sector_at(first: u64, piece: &Range<usize>) -> u64 {
 
 type Wait<'a, D> = &'a mut dyn FnMut(&mut D) -> bool;
 type Submit<'a, D> = &'a mut dyn FnMut(&mut D, Range<usize>) -> Result<Ticket, BlkError>;
-type Take<'a, D> =
-    &'a mut dyn FnMut(&mut D, Ticket, Range<usize>) -> Option<Result<(), BlkError>>;
+type Take<'a, D> = &'a mut dyn FnMut(&mut D, Ticket, Range<usize>) -> Option<Result<(), BlkError>>;
 
 /// Submits pieces in order, takes results in order. After an error nothing more is submitted, but what is in
 /// flight is waited for: its slots come back.

@@ -285,6 +285,9 @@ mod tests {
         ] {
             assert_eq!(text.parse().ok(), parsed.map(MacAddress), "{text}");
         }
-        assert_eq!(MacAddress([0, 1, 2, 3, 254, 255]).to_string(), "00:01:02:03:fe:ff");
+        assert_eq!(
+            MacAddress([0, 1, 2, 3, 254, 255]).to_string(),
+            "00:01:02:03:fe:ff"
+        );
     }
 }
