@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use xenstored::daemon::world::{NoWorld, StoreWorld};
-use xenstored::daemon::{Daemon, dom0, log};
+use xenstored::daemon::{Daemon, dom0, fakexen, log};
 use xenstored::options::Options;
 use xenstored::os::{self, Failure, Fork, Listener, PidFile, Ready};
 use xenstored::server::Server;
@@ -59,6 +59,8 @@ fn serve(options: &Options, ready: Ready) -> Result<(), Failure> {
         .transpose()?;
     if options.no_xen {
         serve_world(options, ready, NoWorld)
+    } else if let Some(folder) = &options.fakexen {
+        serve_world(options, ready, fakexen::open(folder)?)
     } else {
         let world = dom0::open().map_err(|error| {
             format!(

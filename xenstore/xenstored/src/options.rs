@@ -25,6 +25,9 @@ pub struct Options {
     /// Serve sockets only: needs no Xen
     #[arg(long)]
     pub no_xen: bool,
+    /// Serve the files in this folder in the place of Xen (see the crate fakexen); for tests and measuring
+    #[arg(long, value_name = "DIR", conflicts_with = "no_xen")]
+    pub fakexen: Option<PathBuf>,
     /// Append messages to this file instead of the standard error
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,

@@ -4,6 +4,7 @@
 //! sent to its sender, and every connection with work is served in turn.
 
 pub mod dom0;
+pub mod fakexen;
 mod io;
 mod output;
 mod ring;

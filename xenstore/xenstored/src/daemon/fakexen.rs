@@ -1,0 +1,88 @@
+//! The world of a folder of files: the crate fakexen's, for running the daemon itself on any machine.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
+
+use fakexen::{DaemonEnd, Folder, State, VIRQ_DOM_EXC, port_of};
+use xen_hal::{Error, Result};
+use xen_sys::{DomId, Errno, Port};
+
+use super::world::{RingMemory, StoreWorld, WorldEvent};
+use crate::core::DomainState;
+
+/// A folder as a world.
+#[derive(Debug)]
+pub struct FakexenWorld {
+    end: DaemonEnd,
+}
+
+/// Becomes the daemon of a folder, which must exist.
+pub fn open(folder: &Path) -> Result<FakexenWorld> {
+    let folder = Folder::new(folder);
+    let path = folder.daemon_socket();
+    let end = DaemonEnd::open(folder).map_err(|error| system("bind", &path, error))?;
+    Ok(FakexenWorld { end })
+}
+
+impl StoreWorld for FakexenWorld {
+    fn own_ring(&mut self) -> Result<Option<(RingMemory, Port)>> {
+        let memory = self.map_ring(DomId::DOM0)?;
+        Ok(Some((memory, port_of(DomId::DOM0))))
+    }
+
+    fn map_ring(&mut self, dom: DomId) -> Result<RingMemory> {
+        let page = self.end.folder().map_ring(dom);
+        let page = page.map_err(|error| system("map the ring in", self.end.folder().path(), error));
+        Ok(Box::new(page?))
+    }
+
+    fn bind(&mut self, dom: DomId, _remote: Port) -> Result<Port> {
+        Ok(port_of(dom))
+    }
+
+    fn unbind(&mut self, _: Port) {}
+
+    fn notify(&mut self, port: Port) {
+        self.end.notify(port);
+    }
+
+    fn next_event(&mut self) -> Result<Option<WorldEvent>> {
+        let path = self.end.folder().path();
+        let next = self.end.next_event();
+        let next = next.map_err(|error| system("receive an event in", path, error))?;
+        Ok(next.map(|port| match port {
+            VIRQ_DOM_EXC => WorldEvent::DomainsChanged,
+            port => WorldEvent::Port(port),
+        }))
+    }
+
+    fn event_fd(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.end.as_fd())
+    }
+
+    fn domains(&mut self) -> Result<Vec<(DomId, DomainState)>> {
+        let states = self.end.folder().states();
+        let path = self.end.folder().path();
+        let states = states.map_err(|error| system("list", path, error))?;
+        let state = |state| match state {
+            State::Running => DomainState::Running,
+            State::Shutdown => DomainState::Shutdown,
+            State::Dying => DomainState::Dying,
+        };
+        let states = states.into_iter().map(|(dom, now)| (dom, state(now)));
+        Ok(states.collect())
+    }
+
+    fn exists(&mut self, dom: DomId) -> bool {
+        self.end.folder().state(dom).is_some()
+    }
+}
+
+fn system(op: &'static str, path: &Path, error: io::Error) -> Error {
+    Error::System {
+        op,
+        object: path.display().to_string(),
+        errno: Errno(error.raw_os_error().unwrap_or(Errno::EIO.0)),
+    }
+}
