@@ -3,15 +3,17 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
+use pv_drivers::pattern;
+
 use crate::{OrStop, Outcome, demand, demand_eq};
 
 /// A disk as a guest uses it. Sectors are of 512 bytes.
 pub trait BlockGuest {
     /// The disk's length in sectors.
     fn sectors_512(&mut self) -> Outcome<u64>;
-    /// Writes [`pattern`] of `seed` to `count` sectors from `first` on, and flushes.
+    /// Writes the [`pattern`] of `seed`, whose offset 0 is the disk's beginning, to `count` sectors from `first` on, and flushes.
     fn fill(&mut self, seed: u64, first: u64, count: u64) -> Outcome;
-    /// Reads `count` sectors from `first` on; false if they are not [`pattern`] of `seed`.
+    /// Reads `count` sectors from `first` on; false if they are not the [`pattern`] of `seed`.
     fn holds(&mut self, seed: u64, first: u64, count: u64) -> Outcome<bool>;
     /// Tries to read or write `count` sectors from `first` on, which go beyond the disk's end; the error
     /// it got, `None` if it got none.
@@ -60,7 +62,7 @@ pub fn round_trip(
         for (sector, found) in (at..).zip(piece.chunks(512)) {
             let written = (first..first + count).contains(&sector);
             let right = if written {
-                found == pattern(seed, sector)
+                pattern::first_difference(seed, sector * 512, found).is_none()
             } else {
                 found.iter().all(|&b| b == 0)
             };
@@ -104,19 +106,6 @@ pub fn out_of_range(guest: &mut dyn BlockGuest, backing: &mut dyn Backing) -> Ou
         "the disk works no more after refused requests"
     );
     Ok(())
-}
-
-/// The content of a sector, made from a seed and its number (SplitMix64).
-pub fn pattern(seed: u64, sector: u64) -> [u8; 512] {
-    let mut bytes = [0; 512];
-    let start = seed ^ sector.wrapping_mul(0xd134_2543_de82_ef95);
-    for (at, word) in bytes.chunks_mut(8).enumerate() {
-        let mut z = start.wrapping_add((at as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        word.copy_from_slice(&(z ^ (z >> 31)).to_le_bytes());
-    }
-    bytes
 }
 
 impl Backing for File {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use scenarios::block::pattern;
+use pv_drivers::pattern;
 use scenarios::{Outcome, demand};
 
 use crate::real::guest::{Config, Guest};
@@ -20,7 +20,8 @@ pub fn copy_and_ping(host: &Host) -> Outcome {
     let bridge = host.bridge()?;
     let image = host.zero_file("root.img", 64)?;
     let tree = host.scratch("tree");
-    let content: Vec<u8> = (0..4096).flat_map(|sector| pattern(11, sector)).collect();
+    let mut content = vec![0; 2 << 20];
+    pattern::fill(11, 0, &mut content);
     std::fs::create_dir(&tree).map_err(broken)?;
     std::fs::write(tree.join("original"), &content).map_err(broken)?;
     let [image_text, tree_text] = [&image, &tree].map(|path| path.display().to_string());

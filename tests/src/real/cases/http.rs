@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-use scenarios::block::pattern;
+use pv_drivers::pattern;
 use scenarios::{OrStop, Outcome, demand};
 
 use crate::real::guest::{Config, Guest};
@@ -18,9 +18,8 @@ const SIZE: usize = 1 << 20;
 pub fn serve(host: &Host) -> Outcome {
     let kernel = host.lab_file("/lab/guests/httpd")?;
     let bridge = host.bridge()?;
-    let content: Vec<u8> = (0..SIZE as u64 / 512)
-        .flat_map(|sector| pattern(7, sector))
-        .collect();
+    let mut content = vec![0; SIZE];
+    pattern::fill(7, 0, &mut content);
     let files = [
         ("big.bin", content.as_slice()),
         ("index.html", b"<p>hello</p>\n"),
