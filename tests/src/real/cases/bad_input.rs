@@ -7,9 +7,11 @@ use crate::real::guest::Config;
 use crate::real::host::{Host, Ran};
 use crate::real::snapshot::leaves_nothing;
 
+const KERNEL: &str = "/lab/guests/hello";
+
 /// Each kind of mistake, one after another.
 pub fn in_dom0(host: &Host) -> Outcome {
-    let kernel = host.lab_file("/lab/guests/driver")?.display().to_string();
+    let kernel = host.lab_file(KERNEL)?.display().to_string();
     let text = host
         .write_file("text", "This is no kernel.\n")?
         .display()
@@ -88,6 +90,10 @@ fn refused(ran: &Ran, words: &[&str]) -> Outcome {
             "the answer does not name {word:?}: {ran}"
         );
     }
+    demand!(
+        ran.stderr.contains("help:"),
+        "the answer tells no remedy: {ran}"
+    );
     demand!(!ran.stderr.contains("panicked"), "a panic: {ran}");
     Ok(())
 }
