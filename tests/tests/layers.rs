@@ -29,7 +29,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
 ];
 
 /// Packages of the logic layer that are programs too: their libraries keep to the layer, their `main.rs`
-/// (and what only it uses, below `src/bin` or `src/daemon`) may name a world.
+/// (with its modules, and `src/daemon`) may name a world.
 const WITH_PROGRAM: [&str; 5] = ["xen-backend", "blkback", "netback", "xenstored", "xlrs"];
 
 /// Crates that may hold `unsafe`, and why.
@@ -97,10 +97,7 @@ fn libraries_of_logic_name_no_world() {
         };
         for file in rust_files(&package.folder.join("src")) {
             let inside = file.strip_prefix(package.folder.join("src")).unwrap();
-            if inside == Path::new("main.rs")
-                || inside.starts_with("bin")
-                || inside.starts_with("daemon")
-            {
+            if is_of_program(&package.folder, inside) {
                 continue;
             }
             looked_at += 1;
@@ -273,6 +270,18 @@ fn layer_of_dependency(tree: &Tree, name: &str) -> Option<usize> {
 
 fn is_world(name: &str) -> bool {
     LAYERS[3].1.contains(&name)
+}
+
+/// Whether a file below `src` belongs to the program beside the library: `main.rs`, its modules, the daemon's world.
+fn is_of_program(folder: &Path, file: &Path) -> bool {
+    let main = std::fs::read_to_string(folder.join("src/main.rs")).unwrap_or_default();
+    let modules = main
+        .lines()
+        .filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
+    let first = file.iter().next().unwrap().to_string_lossy();
+    let first = first.trim_end_matches(".rs");
+    let mut named = ["main", "bin", "daemon"].into_iter().chain(modules);
+    named.any(|name| name == first)
 }
 
 fn rust_files(folder: &Path) -> Vec<PathBuf> {

@@ -178,7 +178,7 @@ impl BlockGuest for FakeDisk<'_> {
 
     fn fill(&mut self, seed: u64, first: u64, count: u64) -> Outcome {
         let mut data = vec![0; count as usize * 512];
-        pattern::fill(seed, first * 512, &mut data);
+        pattern::fill(seed, first, &mut data);
         self.write(first, &data).or_fail("write")?;
         self.flush().or_fail("flush")
     }
@@ -186,7 +186,7 @@ impl BlockGuest for FakeDisk<'_> {
     fn holds(&mut self, seed: u64, first: u64, count: u64) -> Outcome<bool> {
         let mut data = vec![0; count as usize * 512];
         self.read(first, &mut data).or_fail("read")?;
-        Ok(pattern::first_difference(seed, first * 512, &data).is_none())
+        Ok(pattern::matches(seed, first, &data))
     }
 
     fn beyond(&mut self, write: bool, first: u64, count: u64) -> Outcome<Option<String>> {
