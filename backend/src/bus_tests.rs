@@ -12,6 +12,8 @@ use crate::{Bus, DeviceId, Driver, Node, Site};
 #[derive(Clone, Default)]
 struct Probe {
     hangs: Rc<Cell<bool>>,
+    /// The toolstack removes the device while it is being opened.
+    vanishes: Rc<Cell<bool>>,
     calls: Rc<RefCell<Vec<String>>>,
 }
 
@@ -40,6 +42,9 @@ impl Driver for Probe {
 
     fn open(&mut self, site: &Site<'_>) -> Result<((), Vec<Node>)> {
         self.note("open", site.id);
+        if self.vanishes.get() {
+            site.store.rm(None, site.back)?;
+        }
         Ok(((), vec![("feature", "1".into())]))
     }
 
@@ -175,4 +180,16 @@ fn states_are_followed() {
             ("6".into(), "1".into())
         );
     }
+}
+
+#[test]
+fn a_directory_that_goes_meanwhile_is_not_brought_back() {
+    let (store, probe) = (MemoryStore::new(), Probe::default());
+    let mut bus = Bus::new(probe.clone(), DomId::DOM0, |_| {});
+    bus.start(&store).unwrap();
+    probe.vanishes.set(true);
+    declare(&store, 1);
+    settle(&mut bus, &store);
+    assert_eq!(probe.take(), ["open 1/7", "close 1/7"]);
+    assert_eq!(store.list(None, &format!("{BACK}/1")).unwrap(), [""; 0]);
 }

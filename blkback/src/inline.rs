@@ -31,16 +31,25 @@ impl<G, E> Inline<G, E> {
 pub struct InlineConnection<G: ForeignGrants, E: EventChannels> {
     served: Served<G, E>,
     failure: Option<Error>,
+    progress: Progress,
 }
 
 impl<G: ForeignGrants, E: EventChannels> InlineConnection<G, E> {
+    /// What the last step left: [`Progress::More`] before the first one.
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
     /// Does what is to be done; true if there may be more.
     pub fn step(&mut self) -> bool {
         if self.failure.is_some() {
             return false;
         }
         match self.served.work() {
-            Ok(progress) => progress == Progress::More,
+            Ok(progress) => {
+                self.progress = progress;
+                progress == Progress::More
+            }
             Err(error) => {
                 self.failure = Some(error);
                 false
@@ -77,6 +86,7 @@ impl<G: ForeignGrants + Clone, E: EventChannels> Datapath for Inline<G, E> {
         Ok(InlineConnection {
             served,
             failure: None,
+            progress: Progress::More,
         })
     }
 

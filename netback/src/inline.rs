@@ -7,11 +7,13 @@ use xen_hal::{Error, EventChannels, ForeignGrants, Result};
 use crate::driver::{Datapath, Plan, RingInfo};
 use crate::vif::{Frames, Progress, Served};
 
+type MakeLink<L> = Box<dyn FnMut(&Plan) -> Result<L>>;
+
 /// Serves rings when told to.
 pub struct Inline<G, E, L> {
     grants: G,
     events: Box<dyn Fn() -> E>,
-    make: Box<dyn FnMut(&Plan) -> Result<L>>,
+    make: MakeLink<L>,
 }
 
 impl<G, E, L> Inline<G, E, L> {
@@ -34,16 +36,25 @@ impl<G, E, L> Inline<G, E, L> {
 pub struct InlineConnection<G: ForeignGrants, E: EventChannels> {
     served: Served<G, E>,
     failure: Option<Error>,
+    progress: Progress,
 }
 
 impl<G: ForeignGrants, E: EventChannels> InlineConnection<G, E> {
+    /// What the last step left: [`Progress::More`] before the first one.
+    pub fn progress(&self) -> Progress {
+        self.progress
+    }
+
     /// Does what is to be done; true if there may be more.
     pub fn step(&mut self) -> bool {
         if self.failure.is_some() {
             return false;
         }
         match self.served.work() {
-            Ok(progress) => progress == Progress::More,
+            Ok(progress) => {
+                self.progress = progress;
+                progress == Progress::More
+            }
             Err(error) => {
                 self.failure = Some(error);
                 false
@@ -79,6 +90,7 @@ where
         Ok(InlineConnection {
             served,
             failure: None,
+            progress: Progress::More,
         })
     }
 

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use blkback::{BlockDriver, DataMove, Identity, Inline, InlineConnection, Storage};
+use blkback::{BlockDriver, DataMove, Identity, Inline, InlineConnection, Progress, Storage};
 use xen_backend::Bus;
 use xen_backend::testing::MemoryStore;
 use xen_fake::{Call, Domain, Events, Faults, Foreign, Grants, World};
@@ -96,12 +96,16 @@ impl Host {
         self.bus.start(&self.store).unwrap();
     }
 
-    /// Lets the backend do all it can.
+    /// Lets the backend do all it can. As in the daemon, a ring is only looked at when it has more to do
+    /// or its event channel has fired.
     pub fn settle(&mut self) {
         loop {
             let mut more = self.bus.step(&self.store).unwrap();
             for (_, connection) in self.bus.connections_mut() {
-                more |= connection.step();
+                let fired = connection.served().events().has_pending();
+                if fired || connection.progress() == Progress::More {
+                    more |= connection.step();
+                }
             }
             self.bus.check(&self.store).unwrap();
             if !more {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use netback::{Frames, Inline, NetDriver, Plan};
+use netback::{Frames, Inline, NetDriver, Plan, Progress};
 use xen_backend::Bus;
 use xen_backend::testing::MemoryStore;
 use xen_fake::{Domain, Events, Foreign, Grants, World};
@@ -82,11 +82,22 @@ impl Host {
         }
     }
 
+    /// Lets the backend do all it can. As in the daemon, an interface is only looked at when it has more
+    /// to do, its event channel has fired, or frames are waiting that it waits for.
     pub fn settle(&mut self) {
         loop {
             let mut more = self.bus.step(&self.store).unwrap();
             for (_, connection) in self.bus.connections_mut() {
-                more |= connection.step();
+                let fired = connection.served().events().has_pending();
+                let frames = !self.wire.0.lock().unwrap().to_guest.is_empty();
+                let wanted = match connection.progress() {
+                    Progress::More => true,
+                    Progress::Idle => fired || frames,
+                    Progress::IdleNoRoom => fired,
+                };
+                if wanted {
+                    more |= connection.step();
+                }
             }
             self.bus.check(&self.store).unwrap();
             if !more {
