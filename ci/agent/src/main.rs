@@ -1,6 +1,7 @@
 //! The lab's agent: runs in dom0 and executes what the host asks for over a virtio-serial port.
 //!
-//! `lab-agent serve` is the loop; `lab-agent seed` gives the kernel its first entropy at boot.
+//! `lab-agent serve` is the loop; `lab-agent seed` gives the kernel its first entropy at boot;
+//! `lab-agent time FILE -- CMD...` runs a command and writes how long it took.
 
 mod commands;
 mod entropy;
@@ -9,7 +10,7 @@ mod port;
 use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lab_agent::frame::Decoder;
 use lab_agent::message::Message;
@@ -22,8 +23,9 @@ fn main() {
     let result = match verb.as_str() {
         "serve" => serve(),
         "seed" => entropy::seed_at_boot(),
+        "time" => time(),
         _ => {
-            eprintln!("usage: lab-agent serve|seed");
+            eprintln!("usage: lab-agent serve | seed | time FILE -- CMD...");
             std::process::exit(2);
         }
     };
@@ -31,6 +33,25 @@ fn main() {
         eprintln!("lab-agent {verb}: {e}");
         std::process::exit(1);
     }
+}
+
+/// Runs a command, its stdout thrown away, and writes the microseconds from before its start to after
+/// its end into a file. Exits with the command's status.
+fn time() -> std::io::Result<()> {
+    let args: Vec<String> = std::env::args().skip(2).collect();
+    let [file, dashes, program, rest @ ..] = args.as_slice() else {
+        return Err(std::io::Error::other("usage: time FILE -- CMD..."));
+    };
+    if dashes != "--" {
+        return Err(std::io::Error::other("usage: time FILE -- CMD..."));
+    }
+    let mut command = std::process::Command::new(program);
+    command.args(rest).stdout(std::process::Stdio::null());
+    let begun = Instant::now();
+    let status = command.status()?;
+    let took = begun.elapsed();
+    std::fs::write(file, format!("{:.3}\n", took.as_secs_f64() * 1e6))?;
+    std::process::exit(status.code().unwrap_or(255));
 }
 
 /// Takes messages from the port for ever.

@@ -30,8 +30,27 @@ pub struct Built {
     pub absent: Vec<String>,
 }
 
+/// How our programs are built.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Profile {
+    /// Quick to rebuild, with every check on: for trying and testing.
+    Lab,
+    /// As shipped: for measuring.
+    Release,
+}
+
+impl Profile {
+    /// cargo's name for it, and of the folder it builds into.
+    fn name(self) -> &'static str {
+        match self {
+            Profile::Lab => "lab",
+            Profile::Release => "release",
+        }
+    }
+}
+
 /// Builds our programs and guest images, as far as the workspace has them.
-pub fn all() -> Result<Built> {
+pub fn all(profile: Profile) -> Result<Built> {
     let workspace = paths::workspace();
     let mut built = Built::default();
     let here = Metadata::of(&workspace)?;
@@ -44,7 +63,7 @@ pub fn all() -> Result<Built> {
     }
     let mut args = vec![
         "build".to_string(),
-        "--release".into(),
+        format!("--profile={}", profile.name()),
         format!("--target={TARGET}"),
     ];
     for (name, package) in &packages {
@@ -54,7 +73,7 @@ pub fn all() -> Result<Built> {
         cargo(&workspace, &args, Some(STATIC_FLAGS))
     })?;
     for (name, _) in packages {
-        let file = here.target.join(TARGET).join("release").join(name);
+        let file = here.target.join(TARGET).join(profile.name()).join(name);
         built.programs.insert(name.into(), file);
     }
     built.guests = guests(&workspace.join("pvguest/images"))?;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use lab_agent::message::Command;
 
-use crate::builds::{self, Built};
+use crate::builds::{self, Built, Profile};
 use crate::channel::{Channel, Event, Running};
 use crate::error::{Context, Result, fail};
 use crate::image::{self, Image};
@@ -96,11 +96,11 @@ pub struct Output {
 }
 
 impl Prepared {
-    /// Host tools, packages, images for `versions`, and (unless `build` is off) our programs.
+    /// Host tools, packages, images for `versions`, and our programs if they are to be built.
     pub fn new(
         versions: &[XenVersion],
         refresh: bool,
-        build: bool,
+        build: Option<Profile>,
         keep: bool,
     ) -> Result<Prepared> {
         crate::host::require_tools()?;
@@ -113,10 +113,9 @@ impl Prepared {
             let image = image::obtain(&lab, *version, &base, &xen, &agent)?;
             images.insert(*version, image);
         }
-        let built = if build {
-            builds::all()?
-        } else {
-            Built::default()
+        let built = match build {
+            Some(profile) => builds::all(profile)?,
+            None => Built::default(),
         };
         for name in &built.absent {
             ui::detail(format!(
@@ -225,11 +224,6 @@ impl Lab {
         self.folder.path()
     }
 
-    /// /lab/tmp of dom0, on the host.
-    pub fn tmp(&self) -> PathBuf {
-        self.dir().join("rw/tmp")
-    }
-
     /// Keeps the run's folder after the end, and says where it is.
     pub fn keep(&self) {
         self.folder.fate.set(Fate::KeepAndSay);
@@ -247,19 +241,7 @@ impl Lab {
 
     /// Runs a command to its end and collects what it writes.
     pub fn output(&self, argv: &[&str], limit: Duration) -> Result<Output> {
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let command = Command {
-            argv: argv.iter().map(|s| s.to_string()).collect(),
-            ..Command::default()
-        };
-        let status = self.follow(command, limit, |is_stderr, data| {
-            if is_stderr { &mut err } else { &mut out }.extend_from_slice(data);
-        })?;
-        Ok(Output {
-            status,
-            stdout: String::from_utf8_lossy(&out).into_owned(),
-            stderr: String::from_utf8_lossy(&err).into_owned(),
-        })
+        output(&self.channel, argv, limit)
     }
 
     /// Runs a shell script to its end; anything but status 0 is an error with its last words.
@@ -280,25 +262,9 @@ impl Lab {
         &self,
         command: Command,
         limit: Duration,
-        mut sink: impl FnMut(bool, &[u8]),
+        sink: impl FnMut(bool, &[u8]),
     ) -> Result<i32> {
-        let name = command.argv.join(" ");
-        let running = self.channel.spawn(command)?;
-        running.stdin().close()?;
-        let deadline = Instant::now() + limit;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            match running.next(Some(left))? {
-                Some(Event::Stdout(data)) => sink(false, &data),
-                Some(Event::Stderr(data)) => sink(true, &data),
-                Some(Event::Exit(status)) => return Ok(status),
-                Some(Event::Failed(reason)) => return fail(reason),
-                None => {
-                    running.signal(9)?;
-                    return fail(format!("`{name}` in dom0 was not done after {limit:?}"));
-                }
-            }
-        }
+        follow(&self.channel, command, limit, sink)
     }
 
     /// What the machine's console, QEMU and the logs of dom0's daemons said last, and where they are.
@@ -319,6 +285,48 @@ impl Lab {
             }
         }
         out + &format!("  all logs: {}\n", self.dir().display())
+    }
+}
+
+/// Runs a command to its end and collects what it writes.
+pub fn output(channel: &Channel, argv: &[&str], limit: Duration) -> Result<Output> {
+    let (mut out, mut err) = (Vec::new(), Vec::new());
+    let command = Command {
+        argv: argv.iter().map(|s| s.to_string()).collect(),
+        ..Command::default()
+    };
+    let status = follow(channel, command, limit, |is_stderr, data| {
+        if is_stderr { &mut err } else { &mut out }.extend_from_slice(data);
+    })?;
+    Ok(Output {
+        status,
+        stdout: String::from_utf8_lossy(&out).into_owned(),
+        stderr: String::from_utf8_lossy(&err).into_owned(),
+    })
+}
+
+fn follow(
+    channel: &Channel,
+    command: Command,
+    limit: Duration,
+    mut sink: impl FnMut(bool, &[u8]),
+) -> Result<i32> {
+    let name = command.argv.join(" ");
+    let running = channel.spawn(command)?;
+    running.stdin().close()?;
+    let deadline = Instant::now() + limit;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match running.next(Some(left))? {
+            Some(Event::Stdout(data)) => sink(false, &data),
+            Some(Event::Stderr(data)) => sink(true, &data),
+            Some(Event::Exit(status)) => return Ok(status),
+            Some(Event::Failed(reason)) => return fail(reason),
+            None => {
+                running.signal(9)?;
+                return fail(format!("`{name}` in dom0 was not done after {limit:?}"));
+            }
+        }
     }
 }
 

@@ -4,9 +4,9 @@
 //! Invariant: nothing is installed in or written to the host outside the lab folder and target/,
 //! save missing host tools when run as root.
 #![forbid(unsafe_code)]
-#![allow(dead_code)] // until demo, test and bench use the rest
 
 mod apt;
+mod bench;
 mod builds;
 mod channel;
 mod cpio;
@@ -34,6 +34,7 @@ use std::process::ExitCode;
 use clap::{Args, Parser, Subcommand};
 use lab_agent::message::Command;
 
+use builds::Profile;
 use error::Result;
 use lab::{Lab, Prepared};
 use packages::XenVersion;
@@ -68,6 +69,11 @@ enum Verb {
     /// dom0. Tier 2: scenarios in dom0, each in a lab of its own, on each Xen release it names. Skips
     /// are named with their reason; with CI=true a skip on real Xen is a failure.
     Test(test::TestArgs),
+    /// Measures in a scripted boot whose clock counts instructions, so that figures repeat.
+    ///
+    /// Prints a table; with --json an array of rows {case, subject, peer, subject_value, peer_value,
+    /// unit, better, ratio}, ratio = subject / peer.
+    Bench(bench::BenchArgs),
 }
 
 #[derive(Args)]
@@ -110,6 +116,7 @@ fn main() -> ExitCode {
         Verb::Lab(args) => run_lab(args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
+        Verb::Bench(args) => bench::run(&args),
     };
     match result {
         Ok(status) => ExitCode::from(status.clamp(0, 255) as u8),
@@ -123,7 +130,12 @@ fn main() -> ExitCode {
 
 fn run_lab(args: LabArgs) -> Result<i32> {
     ui::init(args.verbose);
-    let mut prepared = Prepared::new(&[args.xen], args.refresh, !args.no_build, args.keep)?;
+    let mut prepared = Prepared::new(
+        &[args.xen],
+        args.refresh,
+        (!args.no_build).then_some(Profile::Lab),
+        args.keep,
+    )?;
     for file in args.put {
         let name = file.file_name().unwrap_or_default();
         let name = name.to_string_lossy().into_owned();

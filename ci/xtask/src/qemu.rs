@@ -47,8 +47,6 @@ pub struct Machine<'a> {
     pub memory: Memory<'a>,
     /// Wait for a state to come in.
     pub incoming: bool,
-    /// Do not run before the monitor says so.
-    pub paused: bool,
     /// Folder of this run; holds sockets, console log, share and disk.
     pub dir: &'a Path,
 }
@@ -92,12 +90,13 @@ impl Machine<'_> {
             "-no-user-config",
         ];
         args.extend(["-no-reboot", "-serial", "file:console.log"]);
-        args.extend(["-chardev", "socket,id=qmp,path=qmp.sock,server=on,wait=off"]);
-        args.extend(["-mon", "chardev=qmp,mode=control"]);
-        args.extend(["-device", "virtio-serial-pci"]);
-        args.extend(["-chardev", "socket,id=lab,path=lab.sock,server=on,wait=off"]);
-        args.extend(["-device", "virtserialport,chardev=lab,name=lab"]);
+        // A measuring machine has no device that the host could disturb it by.
         if accel != Accel::Icount {
+            args.extend(["-chardev", "socket,id=qmp,path=qmp.sock,server=on,wait=off"]);
+            args.extend(["-mon", "chardev=qmp,mode=control"]);
+            args.extend(["-device", "virtio-serial-pci"]);
+            args.extend(["-chardev", "socket,id=lab,path=lab.sock,server=on,wait=off"]);
+            args.extend(["-device", "virtserialport,chardev=lab,name=lab"]);
             args.extend(["-fsdev", "local,id=lab,path=share,security_model=none"]);
             args.extend(["-device", "virtio-9p-pci,fsdev=lab,mount_tag=lab"]);
             args.extend(["-fsdev", "local,id=labrw,path=rw,security_model=none"]);
@@ -158,21 +157,27 @@ impl Machine<'_> {
         } else {
             command.args(["-machine", "pc"]);
         }
-        command.arg("-kernel").arg(&self.image.xen);
-        command.arg("-initrd").arg(format!(
-            "{} {},{}",
-            escaped(&self.image.vmlinuz),
-            Machine::LINUX_ARGS,
-            escaped(self.initrd)
-        ));
+        // Xen is told these names: by links in the run's folder they are the same in every run.
+        let files = [
+            ("xen", &*self.image.xen),
+            ("vmlinuz", &*self.image.vmlinuz),
+            ("initrd", self.initrd),
+        ];
+        for (name, file) in files {
+            link(file, &self.dir.join(name))?;
+        }
+        command.args(["-kernel", "xen", "-initrd"]);
+        command.arg(format!("vmlinuz {},initrd", Machine::LINUX_ARGS));
         if self.incoming {
             command.args(["-incoming", "defer"]);
         }
-        if self.paused {
-            command.arg("-S");
-        }
         Qemu::spawn(command, self.dir)
     }
+}
+
+fn link(file: &Path, name: &Path) -> Result<()> {
+    let _ = std::fs::remove_file(name);
+    std::os::unix::fs::symlink(file, name).context(|| format!("linking {}", name.display()))
 }
 
 /// Xen with one guest image of ours as dom0, no Linux and no devices.
@@ -202,15 +207,16 @@ impl BareMachine<'_> {
             "-serial",
             "file:console.log",
         ]);
-        command.arg("-kernel").arg(self.xen);
+        link(self.xen, &self.dir.join("xen"))?;
+        link(self.guest, &self.dir.join("guest"))?;
+        command.args(["-kernel", "xen"]);
         command.args([
             "-append",
             "console=com1 dom0_mem=32M dom0_max_vcpus=1 bootscrub=0 guest_loglvl=all",
         ]);
-        let guest = self.guest.display().to_string().replace(',', ",,");
         command
             .arg("-initrd")
-            .arg(format!("{guest} {}", self.arguments));
+            .arg(format!("guest {}", self.arguments));
         Qemu::spawn(command, self.dir)
     }
 }

@@ -122,7 +122,6 @@ fn boot(
         memory_mib,
         memory,
         incoming: false,
-        paused: false,
         dir,
     };
     let mut qemu = machine.start()?;
@@ -245,7 +244,6 @@ fn restore(
         memory_mib,
         memory: Memory::CopyOf(&snapshot.memory),
         incoming: true,
-        paused: false,
         dir,
     };
     let mut qemu = machine.start()?;

@@ -5,6 +5,7 @@ mod plain;
 mod real;
 mod report;
 
+use crate::builds::Profile;
 use crate::error::Result;
 use crate::lab::Prepared;
 use crate::packages::XenVersion;
@@ -69,7 +70,7 @@ pub fn run(args: &TestArgs) -> Result<i32> {
         plain::run(args, &report);
     }
     if args.has_tier(1) || args.has_tier(2) {
-        match Prepared::new(&args.versions(), false, true, args.keep) {
+        match Prepared::new(&args.versions(), false, Some(Profile::Lab), args.keep) {
             Ok(prepared) => {
                 if args.has_tier(1) {
                     bare::run(args, &prepared, &report);
