@@ -17,10 +17,12 @@ pub mod cmdline;
 pub mod commands;
 mod console;
 pub mod control;
+pub mod http;
 pub mod lines;
 pub mod net;
 pub mod pattern;
 pub mod store;
+pub mod tar;
 pub mod xenbus;
 
 pub use console::Console;

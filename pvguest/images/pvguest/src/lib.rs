@@ -29,6 +29,7 @@ extern crate alloc;
 mod boot;
 mod clock;
 mod console;
+mod disk;
 mod events;
 mod exit;
 mod grants;
@@ -38,6 +39,8 @@ pub mod hypercall;
 mod libc;
 mod logging;
 pub mod memory;
+#[cfg(feature = "net")]
+pub mod net;
 mod paging;
 mod panic;
 mod shared_info;
@@ -48,6 +51,7 @@ pub mod traps;
 
 pub use clock::PvClock;
 pub use console::Console;
+pub use disk::Disk;
 pub use events::{Events, wait};
 pub use exit::Exit;
 pub use grants::{GrantPage, Grants};
