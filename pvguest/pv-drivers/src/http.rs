@@ -53,7 +53,8 @@ impl Parser {
     /// Takes bytes; the request once its header is complete. What follows the header is not looked at.
     pub fn feed(&mut self, bytes: &[u8]) -> Option<Result<Request, Refusal>> {
         let room = MAX_HEADER - self.header.len().min(MAX_HEADER);
-        self.header.extend_from_slice(&bytes[..bytes.len().min(room)]);
+        self.header
+            .extend_from_slice(&bytes[..bytes.len().min(room)]);
         let complete = self.header.windows(4).any(|w| w == b"\r\n\r\n")
             || self.header.windows(2).any(|w| w == b"\n\n");
         if complete {
@@ -132,7 +133,10 @@ mod tests {
         ] {
             for cut in [1, 3, 1000] {
                 let mut parser = Parser::default();
-                let got = text.as_bytes().chunks(cut).find_map(|piece| parser.feed(piece));
+                let got = text
+                    .as_bytes()
+                    .chunks(cut)
+                    .find_map(|piece| parser.feed(piece));
                 assert_eq!(got, Some(expected.clone()), "{text:?}");
             }
         }

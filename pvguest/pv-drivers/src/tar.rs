@@ -154,7 +154,11 @@ mod tests {
             end,
             end,
         ];
-        let all = vec![("a".into(), 1, 512), ("dir/b".into(), 4, 1), ("empty".into(), 6, 0)];
+        let all = vec![
+            ("a".into(), 1, 512),
+            ("dir/b".into(), 4, 1),
+            ("empty".into(), 6, 0),
+        ];
         assert_eq!(files(&disk), (all.clone(), 6));
         // Cut off: only what is there whole.
         assert_eq!(files(&disk[..4]), (all[..1].to_vec(), 3));

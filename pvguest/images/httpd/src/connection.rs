@@ -137,7 +137,11 @@ impl Answer {
         });
         let (status, len, kind) = match &found {
             Ok((file, _)) => ("200 OK", file.len, kind(&file.name)),
-            Err(refusal) => (refusal.status(), refusal.status().len() as u64 + 1, "text/plain"),
+            Err(refusal) => (
+                refusal.status(),
+                refusal.status().len() as u64 + 1,
+                "text/plain",
+            ),
         };
         let mut ready = format!(
             "HTTP/1.0 {status}\r\nServer: xlrs-httpd\r\nContent-Type: {kind}\r\n\

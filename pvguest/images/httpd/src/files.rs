@@ -64,7 +64,9 @@ impl Files {
         let first = file.first_block + offset / BLOCK as u64;
         let unit = u64::from(self.disk.info().sector_size).max(BLOCK as u64) / BLOCK as u64;
         if unit == 1 {
-            let len = to.len().min((sectors.saturating_sub(first) as usize) * BLOCK);
+            let len = to
+                .len()
+                .min((sectors.saturating_sub(first) as usize) * BLOCK);
             return self.disk.read(first, &mut to[..len]);
         }
         // Larger sectors: read around what is wanted.

@@ -22,8 +22,8 @@ use files::Files;
 
 pvguest::main!(main);
 
-/// Clients served at the same time.
-const CONNECTIONS: usize = 8;
+/// Clients served at the same time; one more is refused, there is no queue.
+const CONNECTIONS: usize = 16;
 
 fn main(mut guest: Guest) -> Exit {
     match serve(&mut guest) {
@@ -100,7 +100,10 @@ impl core::fmt::Display for Failure {
             Failure::Xen(error) => error.fmt(f),
             Failure::Disk(what, error) => write!(f, "{what}: {error}"),
             Failure::Mismatch(sector) => {
-                write!(f, "the disk does not hold what was written near sector {sector}")
+                write!(
+                    f,
+                    "the disk does not hold what was written near sector {sector}"
+                )
             }
             Failure::NetworkGone => f.write_str("the network's back end has gone"),
         }
