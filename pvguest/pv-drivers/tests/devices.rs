@@ -77,8 +77,7 @@ impl Setup {
         self.store.text(path).parse().unwrap()
     }
 
-    fn end(self) {
-        drop(self.guest);
+    fn end(&self) {
         self.world.assert_nothing_left();
     }
 }

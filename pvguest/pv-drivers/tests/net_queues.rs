@@ -60,7 +60,7 @@ impl<Q, Req: xen_ring::RingEntry, Rsp: xen_ring::RingEntry> Pair<Q, Req, Rsp> {
             queue,
             back,
         } = self;
-        drop((queue, back, guest));
+        drop((back, queue, guest));
         world.assert_nothing_left();
     }
 }
