@@ -1,0 +1,262 @@
+//! A store daemon, ours or a stock one, in a folder of its own on a processor of its own.
+
+use std::fs;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use fakexen::Folder;
+use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+
+use crate::error::{Context, Result, fail};
+use crate::plain::Plain;
+
+/// How long a daemon may take to serve.
+const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// Whose daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
+pub enum Kind {
+    /// Ours.
+    Xlrs,
+    /// C xenstored of Xen 4.17.
+    C,
+    /// oxenstored of Xen 4.17.
+    Oxenstored,
+}
+
+impl Kind {
+    /// All of them, ours first.
+    pub const ALL: [Kind; 3] = [Kind::Xlrs, Kind::C, Kind::Oxenstored];
+
+    /// For people and rows.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Xlrs => "xlrs",
+            Kind::C => "c",
+            Kind::Oxenstored => "oxenstored",
+        }
+    }
+}
+
+/// What is needed to start daemons.
+pub struct Place {
+    xenstored: PathBuf,
+    stock: PathBuf,
+    preload: PathBuf,
+    /// Where folders are made: memory, so that a ring's pages are never written to a disk.
+    top: PathBuf,
+    daemon_cpu: usize,
+}
+
+impl Place {
+    /// Takes the first processor for daemons and puts this process on the next.
+    pub fn new(xenstored: &Path, stock: &Path, preload: &Path) -> Result<Place> {
+        let allowed = sched_getaffinity(None).context(|| "asking for the processors".into())?;
+        let mut cpus = (0..CpuSet::MAX_CPU).filter(|cpu| allowed.is_set(*cpu));
+        let daemon_cpu = cpus.next().unwrap_or(0);
+        let load_cpu = cpus.next().unwrap_or_else(|| {
+            eprintln!("storebench: only one processor: the load takes time from the daemons");
+            daemon_cpu
+        });
+        pin(None, load_cpu)?;
+        // Thousands of sockets, here and in each daemon, which inherit the limit.
+        let limit = getrlimit(Resource::Nofile);
+        let raised = Rlimit {
+            current: limit.maximum,
+            maximum: limit.maximum,
+        };
+        setrlimit(Resource::Nofile, raised).context(|| "raising the limit of files".into())?;
+        let memory = PathBuf::from("/dev/shm");
+        let top = if memory.is_dir() {
+            memory
+        } else {
+            std::env::temp_dir()
+        };
+        let absolute = |path: &Path| {
+            path.canonicalize()
+                .context(|| format!("finding {}", path.display()))
+        };
+        Ok(Place {
+            xenstored: absolute(xenstored)?,
+            stock: absolute(stock)?,
+            preload: absolute(preload)?,
+            top,
+            daemon_cpu,
+        })
+    }
+
+    /// Starts a daemon and waits until it serves.
+    pub fn start(&self, kind: Kind) -> Result<Daemon> {
+        static LAST: AtomicU32 = AtomicU32::new(0);
+        let number = LAST.fetch_add(1, Ordering::Relaxed);
+        let path = self
+            .top
+            .join(format!("storebench-{}-{number}", std::process::id()));
+        let folder = Folder::create(&path).context(|| format!("making {}", path.display()))?;
+        let log = fs::File::create(path.join("log")).context(|| "making a log".into())?;
+        let process = self
+            .command(kind, &folder)
+            .env("FAKEXEN", &path)
+            .current_dir(&path)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().context(|| "sharing a log".into())?)
+            .stderr(log)
+            .spawn()
+            .context(|| format!("starting {}", kind.name()))?;
+        let mut daemon = Daemon {
+            kind,
+            folder,
+            process,
+        };
+        pin(Some(Pid::from_child(&daemon.process)), self.daemon_cpu)?;
+        daemon.wait_until_up()?;
+        Ok(daemon)
+    }
+
+    fn command(&self, kind: Kind, folder: &Folder) -> Command {
+        let socket = socket(folder);
+        if kind == Kind::Xlrs {
+            let mut command = Command::new(&self.xenstored);
+            command.arg("--no-fork");
+            command.args([Path::new("--fakexen"), folder.path()]);
+            command.args([Path::new("--socket"), &socket]);
+            return command;
+        }
+        // Debian's own loader and libraries, whatever this machine has.
+        let libraries = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
+        let libraries = libraries.map(|dir| self.stock.join(dir).display().to_string());
+        let loader = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
+        let mut command = Command::new(self.stock.join(loader));
+        command.args(["--library-path", &libraries.join(":")]);
+        command.args([Path::new("--preload"), &self.preload]);
+        let programs = self.stock.join("usr/lib/xen-4.17/bin");
+        if kind == Kind::C {
+            command.arg(programs.join("xenstored")).arg("--no-fork");
+        } else {
+            command.arg(programs.join("oxenstored"));
+            command.args(["--no-fork", "--no-access-log"]);
+            command.args([
+                Path::new("--config-file"),
+                &self.stock.join("etc/xen/oxenstored.conf"),
+            ]);
+        }
+        command
+    }
+}
+
+/// A running daemon. Dropped: killed, and its folder removed.
+pub struct Daemon {
+    kind: Kind,
+    folder: Folder,
+    process: Child,
+}
+
+impl Daemon {
+    /// Its folder.
+    pub fn folder(&self) -> &Folder {
+        &self.folder
+    }
+
+    /// Its socket.
+    pub fn socket(&self) -> PathBuf {
+        socket(&self.folder)
+    }
+
+    /// Processor time that it has taken, all threads together.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let tasks = format!("/proc/{}/task", self.process.id());
+        let mut total = 0;
+        for task in fs::read_dir(&tasks).context(|| format!("reading {tasks}"))? {
+            let path = task
+                .context(|| format!("reading {tasks}"))?
+                .path()
+                .join("schedstat");
+            let text =
+                fs::read_to_string(&path).context(|| format!("reading {}", path.display()))?;
+            let nanos = text
+                .split_whitespace()
+                .next()
+                .and_then(|word| word.parse::<u64>().ok());
+            total += nanos.context_none(|| format!("{} has no times", path.display()))?;
+        }
+        Ok(Duration::from_nanos(total))
+    }
+
+    /// Bytes of memory that it has in use (VmRSS).
+    pub fn resident_bytes(&self) -> Result<u64> {
+        let path = format!("/proc/{}/status", self.process.id());
+        let text = fs::read_to_string(&path).context(|| format!("reading {path}"))?;
+        let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line
+            .and_then(|line| line.split_whitespace().next())
+            .and_then(|word| word.parse::<u64>().ok());
+        Ok(kib.context_none(|| format!("{path} has no VmRSS"))? * 1024)
+    }
+
+    fn wait_until_up(&mut self) -> Result<()> {
+        let deadline = Instant::now() + START_LIMIT;
+        loop {
+            if UnixStream::connect(self.socket()).is_ok() {
+                return Plain::connect(&self.socket())?
+                    .ask(xs_wire::Op::Directory, 0, &[b"/\0"])
+                    .map(drop);
+            }
+            let ended = self.process.try_wait().context(|| "waiting".into())?;
+            if let Some(status) = ended {
+                return fail(format!("it ended with {status}\n{}", self.log()));
+            }
+            if Instant::now() > deadline {
+                return fail(format!("it does not serve\n{}", self.log()));
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// What it has said.
+    pub fn log(&self) -> String {
+        let text = fs::read(self.folder.path().join("log")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let name = self.kind.name();
+        text.lines()
+            .map(|line| format!("  {name}: {line}\n"))
+            .collect()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if let Err(error) = fs::remove_dir_all(self.folder.path()) {
+            let path = self.folder.path().display();
+            eprintln!("storebench: cannot remove {path}: {error}");
+        }
+    }
+}
+
+/// `None` as an error.
+trait ContextNone<T> {
+    fn context_none(self, what: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T> ContextNone<T> for Option<T> {
+    fn context_none(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.ok_or_else(|| crate::error::Error(what()))
+    }
+}
+
+/// Where the stock daemons' library puts their socket.
+fn socket(folder: &Folder) -> PathBuf {
+    folder.path().join("xenstored/socket")
+}
+
+fn pin(process: Option<Pid>, cpu: usize) -> Result<()> {
+    let mut set = CpuSet::new();
+    set.set(cpu);
+    sched_setaffinity(process, &set).context(|| format!("pinning to processor {cpu}"))
+}
