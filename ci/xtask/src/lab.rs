@@ -64,15 +64,17 @@ impl RunFolder {
 
 impl Drop for RunFolder {
     fn drop(&mut self) {
-        match self.fate.get() {
-            Fate::Remove => {
-                let _ = std::fs::remove_dir_all(&self.path);
-            }
-            Fate::Keep => {}
-            Fate::KeepAndSay => ui::status(format!("kept: {}", self.path.display())),
+        if self.fate.get() == Fate::Remove {
+            let _ = std::fs::remove_dir_all(&self.path);
+            return;
         }
-        let _ = std::fs::remove_file(self.path.join("state"));
-        let _ = std::fs::remove_file(self.path.join("disk.img"));
+        if self.fate.get() == Fate::KeepAndSay {
+            ui::status(format!("kept: {}", self.path.display()));
+        }
+        let _ = std::fs::write(self.path.join(KEPT), b"");
+        for bulk in ["state", "disk.img", "bench-initrd"] {
+            let _ = std::fs::remove_file(self.path.join(bulk));
+        }
     }
 }
 
@@ -354,7 +356,10 @@ fn files_below(dir: &Path, out: &mut Vec<PathBuf>) {
 /// How long the folder of a run that is over is kept: `--keep`, or a failure's logs.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
 
-/// Removes what is left of runs that are over and old, and of killed ones.
+/// Marks the folder of a run that is over but was to be kept.
+const KEPT: &str = "kept";
+
+/// Removes what is left of kept runs that are old, and of killed ones.
 fn sweep(lab: &Path) {
     let runs = lab.join("runs");
     for entry in std::fs::read_dir(&runs).into_iter().flatten().flatten() {
@@ -366,15 +371,13 @@ fn sweep(lab: &Path) {
             continue;
         };
         let dir = path.with_extension("");
-        let age = entry.metadata().and_then(|m| m.modified()).ok();
-        let old = age
-            .and_then(|m| m.elapsed().ok())
-            .is_some_and(|a| a > KEPT_FOR);
-        if old || !dir.exists() {
+        let kept = std::fs::metadata(dir.join(KEPT))
+            .and_then(|m| m.modified())
+            .ok();
+        let age = kept.and_then(|m| m.elapsed().ok());
+        if age.is_none_or(|a| a > KEPT_FOR) {
             let _ = std::fs::remove_dir_all(&dir);
             let _ = std::fs::remove_file(&path);
-        } else {
-            let _ = std::fs::remove_file(dir.join("disk.img"));
         }
     }
 }
