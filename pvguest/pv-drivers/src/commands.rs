@@ -16,16 +16,19 @@
 //! store read PATH                   ok VALUE
 //! store write PATH VALUE            ok
 //! store list PATH                   ok NAME NAME ...
+//! store rm PATH                     ok
+//! store chmod PATH n0 r7 ...        ok                   (permissions as xenstore-chmod has them)
 //! poweroff, reboot, crash, fault    (no answer; the guest ends)
 //! ```
 //! Anything that does not work is answered by `error REASON`.
 
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 use core::fmt;
 use core::str::{FromStr, SplitWhitespace};
 
-use xen_hal::{EventChannels, GrantTable, Store};
+use xen_hal::{EventChannels, GrantTable, Permission, Store};
 use xen_sys::GrantRef;
 use xen_sys::Plain;
 use xen_sys::io::blkif::{MAX_SEGMENTS_PER_REQUEST, Request, SECTOR_SIZE};
@@ -333,6 +336,16 @@ impl<W: World> Interpreter<W> {
                 Ok(String::new())
             }
             "list" => Ok(store.list(None, &path).map_err(text)?.join(" ")),
+            "rm" => store.rm(None, &path).map(|()| String::new()).map_err(text),
+            "chmod" => {
+                let entry = |word: &str| {
+                    let permission = Permission::parse(word.as_bytes());
+                    permission.ok_or_else(|| format!("{word:?} is no permission"))
+                };
+                let list = words.map(entry).collect::<Result<Vec<_>, _>>()?;
+                let done = store.set_permissions(None, &path, &list);
+                done.map(|()| String::new()).map_err(text)
+            }
             other => Err(format!("unknown store command {other:?}")),
         }
     }
