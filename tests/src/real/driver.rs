@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use scenarios::block::BlockGuest;
 use scenarios::{OrStop, Outcome, Stop, demand};
+use xen_hal::{Permission, Store, StoreError, TxId, WatchEvent};
+use xen_sys::Errno;
 
 use crate::real::guest::{Config, Guest};
 use crate::real::host::Host;
@@ -66,6 +68,11 @@ impl<'a> Driver<'a> {
         answer.map_err(|stop| guest.with_console(stop))
     }
 
+    /// Adds the end of its console's output to a failure.
+    pub fn with_console(&self, stop: Stop) -> Stop {
+        self.guest.borrow().with_console(stop)
+    }
+
     /// Demands that it answers.
     pub fn ping(&self) -> Outcome {
         self.command("ping")?
@@ -87,6 +94,11 @@ impl<'a> Driver<'a> {
     /// Its disk.
     pub fn disk(&self) -> Disk<'_, 'a> {
         Disk(self)
+    }
+
+    /// Its connection to the store.
+    pub fn store(&self) -> GuestStore<'_, 'a> {
+        GuestStore(self)
     }
 
     /// Shuts it down by the toolstack.
@@ -140,5 +152,97 @@ impl BlockGuest for Disk<'_, '_> {
             .0
             .command(&format!("disk {verb} {first} {count}"))?
             .err())
+    }
+}
+
+/// The guest's connection to the store, by commands. It reads, writes, lists, removes and permits; ENOSYS
+/// for what the appliance has no command for.
+pub struct GuestStore<'d, 'a>(&'d Driver<'a>);
+
+impl GuestStore<'_, '_> {
+    fn ask(&self, op: &'static str, path: &str, line: &str) -> Result<String, StoreError> {
+        let error = |errno| StoreError {
+            op,
+            object: path.to_owned(),
+            errno,
+        };
+        // A guest that does not answer at all is seen by its console, which the next step shows.
+        let answer = self.0.command(line).map_err(|_| error(Errno::ETIMEDOUT))?;
+        answer.map_err(|why| error(errno_in(&why).unwrap_or(Errno::EIO)))
+    }
+}
+
+/// The error number in a message such as `xenstore READ /a: ENOENT (2): no such entry`.
+fn errno_in(why: &str) -> Option<Errno> {
+    let mut words = why.split(|c: char| !c.is_ascii_uppercase() && !c.is_ascii_digit());
+    words.find_map(|word| Errno::from_name(word.as_bytes()))
+}
+
+fn not_offered<T>(op: &'static str, object: &str) -> Result<T, StoreError> {
+    Err(StoreError {
+        op,
+        object: object.to_owned(),
+        errno: Errno::ENOSYS,
+    })
+}
+
+impl Store for GuestStore<'_, '_> {
+    fn read(&self, _tx: Option<TxId>, path: &str) -> Result<Vec<u8>, StoreError> {
+        let text = self.ask("READ", path, &format!("store read {path}"))?;
+        Ok(text.into_bytes())
+    }
+
+    fn write(&self, _tx: Option<TxId>, path: &str, value: &[u8]) -> Result<(), StoreError> {
+        let value = String::from_utf8_lossy(value);
+        self.ask("WRITE", path, &format!("store write {path} {value}"))
+            .map(drop)
+    }
+
+    fn mkdir(&self, _tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
+        not_offered("MKDIR", path)
+    }
+
+    fn rm(&self, _tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
+        self.ask("RM", path, &format!("store rm {path}")).map(drop)
+    }
+
+    fn list(&self, _tx: Option<TxId>, path: &str) -> Result<Vec<String>, StoreError> {
+        let names = self.ask("DIRECTORY", path, &format!("store list {path}"))?;
+        Ok(names.split_whitespace().map(String::from).collect())
+    }
+
+    fn permissions(&self, _tx: Option<TxId>, path: &str) -> Result<Vec<Permission>, StoreError> {
+        not_offered("GET_PERMS", path)
+    }
+
+    fn set_permissions(
+        &self,
+        _tx: Option<TxId>,
+        path: &str,
+        list: &[Permission],
+    ) -> Result<(), StoreError> {
+        let words: Vec<String> = list.iter().map(Permission::to_string).collect();
+        let line = format!("store chmod {path} {}", words.join(" "));
+        self.ask("SET_PERMS", path, &line).map(drop)
+    }
+
+    fn start(&self) -> Result<TxId, StoreError> {
+        not_offered("TRANSACTION_START", "")
+    }
+
+    fn end(&self, _tx: TxId, _commit: bool) -> Result<(), StoreError> {
+        not_offered("TRANSACTION_END", "")
+    }
+
+    fn watch(&self, path: &str, _token: &str) -> Result<(), StoreError> {
+        not_offered("WATCH", path)
+    }
+
+    fn unwatch(&self, path: &str, _token: &str) -> Result<(), StoreError> {
+        not_offered("UNWATCH", path)
+    }
+
+    fn next_event(&self) -> Result<Option<WatchEvent>, StoreError> {
+        Ok(None)
     }
 }

@@ -58,6 +58,7 @@ impl Entry {
 pub fn entries() -> Vec<Entry> {
     use cases::{bad_input, block, debian, device_nodes, http, lifecycle, stock_tools, store};
     let about_store = "nodes, transactions and watches of the store, through its socket";
+    let about_rights = "what a guest may do with its own nodes and others', through its ring";
     let about_block = "64 MiB through blkfront stand in the file behind it and read back the same";
     let about_http = "our guest serves 1 MiB over HTTP to dom0 with the right content";
     vec![
@@ -68,6 +69,8 @@ pub fn entries() -> Vec<Entry> {
         ),
         Entry::new("store-ours", about_store, store::socket),
         Entry::new("store-stock", about_store, store::socket).stock(ALL_STOCK),
+        Entry::new("store-guest-ours", about_rights, store::guest),
+        Entry::new("store-guest-stock", about_rights, store::guest).stock(ALL_STOCK),
         Entry::new(
             "lifecycle-ours",
             "create, list, pause, unpause, shutdown, destroy; guests that end are removed",
