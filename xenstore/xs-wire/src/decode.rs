@@ -33,9 +33,24 @@ impl fmt::Display for TooLong {
 
 impl core::error::Error for TooLong {}
 
-/// Looks at the first message in `bytes` without copying: its header and payload, and how many bytes they
-/// take. `None` if it is not complete yet.
-pub fn peek(bytes: &[u8]) -> Result<Option<(Header, &[u8], usize)>, TooLong> {
+/// A whole message where it lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Frame<'a> {
+    /// Its header; `len` is the body's length.
+    pub header: Header,
+    /// Its payload.
+    pub body: &'a [u8],
+}
+
+impl Frame<'_> {
+    /// Bytes of header and payload.
+    pub fn size(&self) -> usize {
+        Header::SIZE + self.body.len()
+    }
+}
+
+/// Looks at the first message in `bytes` without copying; `None` if it is not complete yet.
+pub fn peek(bytes: &[u8]) -> Result<Option<Frame<'_>>, TooLong> {
     let Some((head, rest)) = bytes.split_first_chunk::<{ Header::SIZE }>() else {
         return Ok(None);
     };
@@ -45,7 +60,7 @@ pub fn peek(bytes: &[u8]) -> Result<Option<(Header, &[u8], usize)>, TooLong> {
     }
     Ok(rest
         .get(..header.len as usize)
-        .map(|body| (header, body, Header::SIZE + body.len())))
+        .map(|body| Frame { header, body }))
 }
 
 /// Collects one message at a time. Holds at most 16 + 4096 bytes.
@@ -138,10 +153,10 @@ mod tests {
 
             let mut rest = &stream[..];
             for message in &messages {
-                let (header, body, len) = peek(rest).unwrap().unwrap();
-                prop_assert_eq!(header, message.header);
-                prop_assert_eq!(body, &message.body[..]);
-                rest = &rest[len..];
+                let frame = peek(rest).unwrap().unwrap();
+                prop_assert_eq!(frame.header, message.header);
+                prop_assert_eq!(frame.body, &message.body[..]);
+                rest = &rest[frame.size()..];
             }
         }
 

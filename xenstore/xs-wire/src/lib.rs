@@ -23,7 +23,7 @@ pub use client::{
     COALESCE_WINDOW, Client, MAX_EVENTS, MAX_PENDING, ProtocolError, Reply, RequestId, parse_error,
     parse_event,
 };
-pub use decode::{Decoder, Message, TooLong, peek};
+pub use decode::{Decoder, Frame, Message, TooLong, peek};
 pub use op::{ABS_PATH_MAX, Header, Op, PAYLOAD_MAX, REL_PATH_MAX};
 pub use request::{Request, encode_permissions, number, parse_permissions, split_word, words};
 pub use types::{Access, Permission, StoreError, TxId, WatchEvent};

@@ -94,7 +94,7 @@ impl Acl {
     }
 
     /// How many entries.
-    pub fn len(&self) -> usize {
+    pub fn entries(&self) -> usize {
         self.0.len()
     }
 

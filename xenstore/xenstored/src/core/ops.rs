@@ -56,7 +56,7 @@ impl Ops<'_> {
         match self.access(path, Right::Write, READ_EXISTS) {
             Ok(node) => {
                 let (acl, names) = (node.acl().clone(), node.names_len());
-                self.check_size(acl.len(), value.len(), names)?;
+                self.check_size(acl.entries(), value.len(), names)?;
                 self.tree.set_value(path, value);
                 self.changed(path, acl, None);
                 Ok(())
@@ -109,7 +109,7 @@ impl Ops<'_> {
 
     /// Replaces a node's permissions: only its owner may, and a guest may not give it away (XSA-352).
     pub fn set_permissions(&mut self, path: &str, acl: Acl) -> Result<(), Errno> {
-        if !self.actor.is_privileged() && acl.len() > self.limits.permissions {
+        if !self.actor.is_privileged() && acl.entries() > self.limits.permissions {
             return Err(Errno::ENOSPC);
         }
         let node = self.access(path, Right::Own, READ_EXISTS)?;
@@ -118,7 +118,7 @@ impl Ops<'_> {
         if !self.actor.is_privileged() && acl.owner() != old.owner() {
             return Err(Errno::EPERM);
         }
-        self.check_size(acl.len(), value, names)?;
+        self.check_size(acl.entries(), value, names)?;
         self.owned.add(old.owner(), -1);
         self.owned.add(acl.owner(), 1);
         self.tree.set_acl(path, acl.clone());
@@ -138,12 +138,12 @@ impl Ops<'_> {
                 return Err(Errno::ENOSPC);
             }
             // Each new node has its one child's name, except the last, which has the value.
-            let mut above = Some((above.len(), node.value().len(), node.names_len()));
+            let mut above = Some((above.entries(), node.value().len(), node.names_len()));
             for name in path::names(&path[found_len..]) {
-                let (acl_len, value, names) = above.take().unwrap_or((acl.len(), 0, 0));
+                let (acl_len, value, names) = above.take().unwrap_or((acl.entries(), 0, 0));
                 self.check_size(acl_len, value, names + name.len() + 1)?;
             }
-            self.check_size(acl.len(), value.len(), 0)?;
+            self.check_size(acl.entries(), value.len(), 0)?;
         }
         self.note(found, READ_EXISTS);
         let mut parent = String::from(found);
@@ -213,7 +213,7 @@ impl Ops<'_> {
     fn check_reads(&self) -> Result<(), Errno> {
         match &self.reads {
             Some(reads)
-                if !self.actor.is_privileged() && reads.len() > self.limits.transaction_nodes =>
+                if !self.actor.is_privileged() && reads.nodes() > self.limits.transaction_nodes =>
             {
                 Err(Errno::ENOSPC)
             }

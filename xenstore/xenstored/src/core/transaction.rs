@@ -40,7 +40,7 @@ impl ReadSet {
     }
 
     /// How many nodes.
-    pub fn len(&self) -> usize {
+    pub fn nodes(&self) -> usize {
         self.0.len()
     }
 

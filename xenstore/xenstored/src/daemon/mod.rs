@@ -13,6 +13,7 @@ pub mod world;
 use rustix::io::Errno as OsErrno;
 use xen_hal::Error;
 use xen_sys::DomId;
+use xs_wire::Frame;
 
 pub use io::{Transport, log};
 
@@ -224,9 +225,10 @@ impl<W: StoreWorld> Daemon<W> {
             }
             match xs_wire::peek(&input[used..]) {
                 Ok(None) => break,
-                Ok(Some((header, body, len))) => {
-                    self.core.request(&mut self.io, id, &header, body);
-                    used += len;
+                Ok(Some(frame)) => {
+                    let Frame { header, body } = &frame;
+                    self.core.request(&mut self.io, id, header, body);
+                    used += frame.size();
                     left -= 1;
                 }
                 Err(error) => {

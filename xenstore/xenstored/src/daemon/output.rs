@@ -153,17 +153,19 @@ mod tests {
             output.sent(len);
         }
         assert_eq!((output.waiting_size(), output.is_empty()), (0, true));
-        let (header, body, len) = xs_wire::peek(&got).unwrap().unwrap();
+        let frame = xs_wire::peek(&got).unwrap().unwrap();
+        let header = frame.header;
         assert_eq!((header.req_id, header.tx_id, header.len), (9, 3, 3));
-        assert_eq!(body, b"abc");
-        let mut rest = &got[len..];
+        assert_eq!(frame.body, b"abc");
+        let mut rest = &got[frame.size()..];
         let mut seen = Vec::new();
-        while let Some((header, body, len)) = xs_wire::peek(rest).unwrap() {
+        while let Some(frame) = xs_wire::peek(rest).unwrap() {
+            let header = frame.header;
             assert_eq!((header.op, header.req_id), (Op::WatchEvent.code(), 0));
-            let event = xs_wire::parse_event(body).unwrap();
+            let event = xs_wire::parse_event(frame.body).unwrap();
             assert_eq!(event.token, "tok");
             seen.push(event.path.parse::<usize>().unwrap());
-            rest = &rest[len..];
+            rest = &rest[frame.size()..];
         }
         assert!(rest.is_empty());
         let mut unique = seen.clone();
