@@ -198,6 +198,7 @@ impl Core {
     /// Tells the watches what has changed: each whose owner may read the node or its parent, before or after.
     fn fire(&self, host: &mut dyn Host, changes: &[Change]) {
         for change in changes {
+            let mut told: Vec<(ConnId, Event)> = Vec::new();
             for watch in self.watches.matching(&change.path, change.exact) {
                 let Some(client) = self.conns.get(&watch.conn) else {
                     continue;
@@ -209,8 +210,15 @@ impl Core {
                         skip: watch.prefix,
                         token: watch.token.clone(),
                     };
-                    host.event(watch.conn, event);
+                    // Two watches of one client, on this path and one above, may have the same token.
+                    let told_event = (watch.conn, event);
+                    if !told.contains(&told_event) {
+                        told.push(told_event);
+                    }
                 }
+            }
+            for (conn, event) in told {
+                host.event(conn, event);
             }
         }
     }

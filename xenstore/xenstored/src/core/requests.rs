@@ -344,7 +344,8 @@ impl Core {
         raw: &[u8],
         token: &[u8],
     ) -> Result<(), Errno> {
-        let (path, _) = watch_path(actor, raw)?;
+        // No watch can have a path that is none.
+        let (path, _) = watch_path(actor, raw).map_err(|_| Errno::ENOENT)?;
         if !self.watches.remove(&path, conn, token) {
             return Err(Errno::ENOENT);
         }

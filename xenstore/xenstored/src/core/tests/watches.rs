@@ -10,30 +10,33 @@ use crate::core::path::RELEASE_DOMAIN;
 fn what_fires() {
     let mut s = Store::new();
     for path in ["/", "/a", "/a/b", "/a/b/c", "/ab"] {
-        s.watch(D0, path, "t").unwrap();
-        assert_eq!(
-            s.events(D0),
-            [format!("{path} t")],
-            "one at once, whether it exists or not"
-        );
+        s.watch(D0, path, path).unwrap();
+        let first = format!("{path} {path}");
+        assert_eq!(s.events(D0), [first], "at once, whether it exists or not");
     }
+    // Each event as its path, then the watches that it came to.
+    let expect = |s: &mut Store, path: &str, watches: &[&str]| {
+        let expected: Vec<_> = watches.iter().map(|w| format!("{path} {w}")).collect();
+        assert_eq!(s.events(D0), expected);
+    };
     s.write(D0B, 0, "/a/b", "").unwrap();
-    assert_eq!(s.events(D0), ["/a/b t", "/a/b t", "/a/b t"]);
+    expect(&mut s, "/a/b", &["/a/b", "/a", "/"]);
     s.write(D0B, 0, "/a/b/c/d/e", "").unwrap();
-    assert_eq!(s.events(D0), vec!["/a/b/c/d/e t"; 4]);
+    expect(&mut s, "/a/b/c/d/e", &["/a/b/c", "/a/b", "/a", "/"]);
     s.set_perms(D0B, 0, "/ab", "n0").unwrap_err();
-    assert_eq!(s.events(D0), [""; 0]);
+    expect(&mut s, "", &[]);
     s.ok(D0B, 0, Request::Mkdir(b"/ab"));
-    assert_eq!(s.events(D0), ["/ab t", "/ab t"]);
+    expect(&mut s, "/ab", &["/ab", "/"]);
     s.ok(D0B, 0, Request::Mkdir(b"/ab"));
-    assert_eq!(s.events(D0), [""; 0], "nothing has changed");
+    expect(&mut s, "", &[]); // nothing has changed
     s.set_perms(D0B, 0, "/ab", "r0").unwrap();
-    assert_eq!(s.events(D0), ["/ab t", "/ab t"]);
+    expect(&mut s, "/ab", &["/ab", "/"]);
     // A watch below what is removed is told its own path.
     s.rm(D0B, 0, "/a").unwrap();
-    assert_eq!(s.events(D0), ["/a t", "/a t", "/a/b t", "/a/b/c t"]);
+    let told = ["/a /a", "/a /", "/a/b /a/b", "/a/b/c /a/b/c"];
+    assert_eq!(s.events(D0), told);
     s.rm(D0B, 0, "/a").unwrap();
-    assert_eq!(s.events(D0), [""; 0]);
+    expect(&mut s, "", &[]);
 }
 
 #[test]
@@ -111,6 +114,7 @@ fn names_and_duplicates() {
         (g, "/a", "t", Err(E::ENOENT)),
         (D0, "/a", "u", Err(E::ENOENT)),
         (D0, "/b", "t", Err(E::ENOENT)),
+        (D0, "/b/", "t", Err(E::ENOENT)),
         (D0, "/a", "t", Ok(())),
     ] {
         let request = Request::Unwatch(path.as_bytes(), token.as_bytes());
@@ -123,6 +127,22 @@ fn names_and_duplicates() {
     s.ok(g, 0, Request::ResetWatches);
     assert_eq!(s.core.watches.paths(), 0);
     assert_eq!(s.core.conns[&g].watch_count, 0);
+}
+
+#[test]
+fn two_watches_with_one_token() {
+    let mut s = Store::new();
+    for path in ["/a", "/a/b"] {
+        s.watch(D0, path, "same").unwrap();
+    }
+    s.watch(D0, "/", "other").unwrap();
+    s.watch(D0B, "/a", "same").unwrap();
+    for conn in [D0, D0B] {
+        s.events(conn);
+    }
+    s.write(D0, 0, "/a/b", "").unwrap();
+    assert_eq!(s.events(D0), ["/a/b same", "/a/b other"]);
+    assert_eq!(s.events(D0B), ["/a/b same"]);
 }
 
 #[test]
