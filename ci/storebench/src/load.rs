@@ -200,11 +200,11 @@ impl Load {
         };
         let mut used = 0;
         let mut out = Out(&mut self.out);
-        while let Some((header, body, len)) =
+        while let Some(frame) =
             xs_wire::peek(&bytes[used..]).context(|| "reading an answer".into())?
         {
-            script.message(number, &header, body, &mut out)?;
-            used += len;
+            script.message(number, &frame.header, frame.body, &mut out)?;
+            used += frame.size();
         }
         if whole {
             client.input.extend_from_slice(&self.buffer[used..len]);
