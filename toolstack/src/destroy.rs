@@ -120,9 +120,13 @@ pub fn remove_devices<S: StoreControl>(store: &S, dom: DomId) -> Result<()> {
             let tx = Some(tx);
             for device in &served {
                 let back = &device.backend;
-                if store.read_optional(tx, &format!("{back}/state"))?.is_some() {
+                let state = store.read_optional(tx, &format!("{back}/state"))?;
+                if let Some(state) = state {
                     store.write(tx, &format!("{back}/online"), b"0")?;
-                    store.write_display(tx, &format!("{back}/state"), &XenbusState::Closing)?;
+                    // The kernel does not write Closed a second time.
+                    if XenbusState::parse(&state) != XenbusState::Closed {
+                        store.write_display(tx, &format!("{back}/state"), &XenbusState::Closing)?;
+                    }
                 }
                 store.rm_if_present(tx, &device.frontend)?;
             }
