@@ -293,7 +293,7 @@ fn write_userdata(dom: DomId, guest: &Prepared) -> Result<()> {
     let json = userdata::libxl_json(&guest.config, &guest.uuid, &guest.nics);
     let text = userdata::libxl_text(&json);
     userdata::write(dom, &guest.uuid, Userdata::Libxl, &text)?;
-    let marks = crate::supervise::Marks::of(&guest.config);
+    let marks = crate::supervise::Marks::of(guest);
     userdata::write(dom, &guest.uuid, Userdata::Xlrs, &marks.encode())
 }
 

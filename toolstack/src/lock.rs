@@ -25,6 +25,18 @@ impl Lock {
     /// # Errors
     /// Half a minute has passed, or the folder cannot be written.
     pub fn take(name: &str) -> Result<Lock> {
+        Lock::with(name, FlockOperation::NonBlockingLockExclusive)
+    }
+
+    /// Takes it together with others who share it, but not with who has it alone.
+    ///
+    /// # Errors
+    /// As [`take`](Self::take).
+    pub fn share(name: &str) -> Result<Lock> {
+        Lock::with(name, FlockOperation::NonBlockingLockShared)
+    }
+
+    fn with(name: &str, operation: FlockOperation) -> Result<Lock> {
         let path = Path::new(RUN).join(format!("{name}.lock"));
         let failed = |e: &std::io::Error| Error::system("lock", path.display(), e);
         let open = || {
@@ -41,7 +53,7 @@ impl Lock {
         .map_err(|e| failed(&e))?;
         let deadline = Instant::now() + TIMEOUT;
         loop {
-            match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            match rustix::fs::flock(&file, operation) {
                 Ok(()) => return Ok(Lock { _file: file }),
                 Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(5));

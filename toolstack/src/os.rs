@@ -5,7 +5,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::UdpSocket;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -264,15 +264,6 @@ pub fn effective_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// Makes the calling process the leader of a session of its own, without a terminal.
-///
-/// # Errors
-/// It is the leader of a process group already.
-pub fn new_session() -> io::Result<()> {
-    // SAFETY: it touches no memory.
-    checked(unsafe { libc::setsid() }).map(|_| ())
-}
-
 /// Sends a signal to a process.
 ///
 /// # Errors
@@ -280,29 +271,6 @@ pub fn new_session() -> io::Result<()> {
 pub fn signal(pid: i32, signal: i32) -> io::Result<()> {
     // SAFETY: it touches no memory.
     checked(unsafe { libc::kill(pid, signal) }).map(|_| ())
-}
-
-/// A descriptor that becomes readable when one of these signals arrives; they have no other effect any more.
-///
-/// # Errors
-/// The kernel refuses.
-pub fn signal_descriptor(signals: &[i32]) -> io::Result<File> {
-    use std::os::fd::FromRawFd;
-    // SAFETY: an all-zero set is what sigemptyset makes of it next; the set is ours.
-    let mut set: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: the set is valid for writes.
-    unsafe { libc::sigemptyset(&raw mut set) };
-    for signal in signals {
-        // SAFETY: as above.
-        unsafe { libc::sigaddset(&raw mut set, *signal) };
-    }
-    // SAFETY: the set is valid for reads; the old mask is not wanted.
-    checked(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const set, std::ptr::null_mut()) })?;
-    // SAFETY: the set is valid for reads.
-    let fd = unsafe { libc::signalfd(-1, &raw const set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) };
-    let fd = checked(fd)?;
-    // SAFETY: the descriptor is new and nobody else's.
-    Ok(unsafe { File::from_raw_fd(fd) })
 }
 
 /// Opens a file for reading, and writing if wanted, as a block back end would.
@@ -315,11 +283,4 @@ pub fn open_disk(path: &Path, writable: bool) -> io::Result<File> {
         .write(writable)
         .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
         .open(path)
-}
-
-/// Size of the terminal behind a descriptor as rows and columns.
-pub fn terminal_size(fd: BorrowedFd<'_>) -> Option<(u16, u16)> {
-    rustix::termios::tcgetwinsize(fd)
-        .ok()
-        .map(|size| (size.ws_row, size.ws_col))
 }

@@ -59,6 +59,15 @@ pub struct ShutdownArgs {
 }
 
 #[derive(Args)]
+pub struct ConsoleArgs {
+    /// The guest's name or number
+    domain: String,
+    /// Accepted for scripts written for xl: a PV guest has one kind of console
+    #[arg(short = 't', hide = true, value_parser = ["pv"])]
+    kind: Option<String>,
+}
+
+#[derive(Args)]
 pub struct RebootArgs {
     /// The guest's name or number
     domain: String,
@@ -208,4 +217,24 @@ pub fn reboot(args: &RebootArgs) -> Result<ExitCode> {
     eprintln!("Rebooting domain {dom}");
     power::ask(&control, &store, dom, power::Request::Reboot)?;
     Ok(ExitCode::SUCCESS)
+}
+
+pub fn console(args: &ConsoleArgs) -> Result<ExitCode> {
+    let store = super::store()?;
+    let dom = find_domain(&store, &args.domain)?;
+    if xlrs::store::name_of(&store, dom)
+        .map_err(Error::store("find domain", dom))?
+        .is_none()
+    {
+        return Err(Error::new(
+            "find the domain",
+            &args.domain,
+            "it is an invalid domain identifier",
+        )
+        .kind(Kind::NoSuchDomain)
+        .hint("`xlrs list` shows those that exist"));
+    }
+    let session = xlrs::console::Session::open(&store, dom)?;
+    drop(store);
+    session.run().map(|()| ExitCode::SUCCESS)
 }

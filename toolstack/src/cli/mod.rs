@@ -1,6 +1,7 @@
 //! The command line: what can be said, and who does it.
 
 mod check;
+mod host;
 mod inspect;
 mod lifecycle;
 
@@ -50,6 +51,16 @@ enum Command {
     Domid(inspect::DomidArgs),
     /// Show the name of the guest with a number
     Domname(inspect::DomnameArgs),
+    /// Attach to a guest's console; Ctrl-] detaches
+    Console(lifecycle::ConsoleArgs),
+    /// Start, stop or show the daemons of this host
+    Host(host::HostArgs),
+    /// Run the console daemon
+    #[command(hide = true)]
+    ServeConsole(host::ConsoleDaemonArgs),
+    /// Run the supervisor
+    #[command(hide = true)]
+    Supervise(host::SuperviseArgs),
     /// Check a configuration file and show what it means; needs no Xen
     Check(check::CheckArgs),
 }
@@ -68,6 +79,10 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Dmesg(args) => inspect::dmesg(&args),
         Command::Domid(args) => inspect::domid(&args),
         Command::Domname(args) => inspect::domname(&args),
+        Command::Console(args) => lifecycle::console(&args),
+        Command::Host(args) => host::host(args),
+        Command::ServeConsole(args) => Ok(host::console_daemon(args)),
+        Command::Supervise(args) => Ok(host::supervise(args)),
         Command::Check(args) => check::check(&args),
     }
 }

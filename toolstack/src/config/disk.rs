@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::vdev::vdev_number;
 
 /// What an image file's content is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum DiskFormat {
     /// The disk's bytes as they are.
     Raw,
@@ -48,7 +50,7 @@ impl DiskFormat {
 }
 
 /// A disk as the file describes it, its syntax checked.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskConfig {
     /// The image file or block device.
     pub target: PathBuf,

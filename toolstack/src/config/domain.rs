@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::diag::{Diagnostic, Severity, Span, nearest};
 use super::disk::{DiskConfig, DiskFormat};
 use super::keys::{self, Use};
@@ -19,7 +21,7 @@ const MAX_VCPUS: u32 = 512;
 const MAX_DEVICES: usize = 64;
 
 /// A guest as it shall be. Nothing in it is raw any more.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DomainConfig {
     /// Its name.
     pub name: String,
@@ -56,7 +58,7 @@ pub struct DomainConfig {
 }
 
 /// What is done when a guest ends by itself.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Events {
     /// It powered off.
     pub on_poweroff: Action,
@@ -71,7 +73,7 @@ pub struct Events {
 }
 
 /// What is done with a guest that has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Action {
     /// It is removed.
     Destroy,

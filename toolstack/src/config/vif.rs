@@ -1,7 +1,9 @@
 //! One element of `vif=[…]` (xl-network-configuration(5)).
 
+use serde::{Deserialize, Serialize};
+
 /// A network card as the file describes it, its syntax checked.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NicConfig {
     /// Its MAC address, if one is given.
     pub mac: Option<[u8; 6]>,
@@ -26,7 +28,7 @@ pub struct NicConfig {
 }
 
 /// A limit to what a guest may send.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RateLimit {
     /// Bytes that may be sent each interval.
     pub bytes_per_interval: u64,

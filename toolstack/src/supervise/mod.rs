@@ -1,0 +1,223 @@
+//! The supervisor: one process for all guests of a host. It removes guests that have ended, or creates
+//! them again, as their configuration says, and clears away what is left of guests that are gone.
+
+mod marks;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, poll};
+use xen_backend::daemon::{self, Failure, Ready, Signals};
+use xen_hal::{DomainControl, DomainInfo, StoreExt};
+use xen_sys::DomId;
+
+use crate::config::Action;
+use crate::error::Result;
+use crate::lock::Lock;
+use crate::prepare::Prepared;
+use crate::store::StoreControl;
+use crate::userdata::{self, Userdata};
+use crate::{create, destroy, uuid};
+
+pub use marks::{Marks, action};
+
+/// Where a toolstack sees that the supervisor runs.
+pub const NODE: &str = "/tool/xlrs/supervisor";
+/// A guest that ends sooner than this after it was created is not created again: it would go on for ever.
+const LEAST_LIFE: Duration = Duration::from_secs(1);
+
+/// Looks after guests until a signal asks for an end.
+///
+/// # Errors
+/// The store or the hypervisor cannot be reached any more.
+pub fn serve<C: DomainControl, S: StoreControl + AsFd>(
+    control: &C,
+    store: &S,
+    signals: &Signals,
+    mut ready: Ready,
+) -> Result<(), Failure> {
+    let mut supervisor = Supervisor {
+        control,
+        store,
+        left_alone: BTreeMap::new(),
+    };
+    store.watch("@releaseDomain", "released")?;
+    supervisor.look_around()?;
+    store.write_display(None, NODE, &std::process::id())?;
+    ready.announce();
+    loop {
+        let mut any = false;
+        while store.next_event()?.is_some() {
+            any = true;
+        }
+        if any {
+            supervisor.look_around()?;
+            // What came meanwhile is looked at before waiting.
+            continue;
+        }
+        let mut fds = [
+            PollFd::new(store, PollFlags::IN),
+            PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
+        ];
+        match poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(format!("poll: {error}").into()),
+        }
+        if !fds[1].revents().is_empty() {
+            break;
+        }
+    }
+    store.rm_if_present(None, NODE)?;
+    Ok(())
+}
+
+struct Supervisor<'a, C, S> {
+    control: &'a C,
+    store: &'a S,
+    /// Guests that have ended and stay, with their UUID: told once.
+    left_alone: BTreeMap<u16, [u8; 16]>,
+}
+
+impl<C: DomainControl, S: StoreControl> Supervisor<'_, C, S> {
+    fn look_around(&mut self) -> Result<(), Failure> {
+        let list = self.control.list()?;
+        self.left_alone
+            .retain(|dom, uuid| list.iter().any(|i| i.dom.0 == *dom && i.uuid == *uuid));
+        for info in &list {
+            if info.flags.shutdown && !info.flags.dying && info.dom != DomId::DOM0 {
+                self.ended(info);
+            }
+        }
+        for (dom, id) in known_guests() {
+            let there = list.iter().any(|info| info.dom == dom && info.uuid == id);
+            if !there && let Err(error) = self.clear_away(dom, &id) {
+                daemon::log(&format!("domain {dom} is gone: {error}"));
+            }
+        }
+        Ok(())
+    }
+
+    /// A guest has ended by itself.
+    fn ended(&mut self, info: &DomainInfo) {
+        let dom = info.dom;
+        if self.left_alone.get(&dom.0) == Some(&info.uuid) {
+            return;
+        }
+        let Some(reason) = info.shutdown_reason else {
+            return;
+        };
+        // A stock xl has a process of its own for each of its guests.
+        let Some(text) = userdata::read(dom, &info.uuid, Userdata::Xlrs) else {
+            self.left_alone.insert(dom.0, info.uuid);
+            return;
+        };
+        let Some(marks) = Marks::decode(&text) else {
+            daemon::log(&format!(
+                "domain {dom}: its file makes no sense; it is left alone"
+            ));
+            self.left_alone.insert(dom.0, info.uuid);
+            return;
+        };
+        let action = action(&marks.config.events, reason);
+        let name = &marks.config.name;
+        daemon::log(&format!(
+            "{name} (domain {dom}) has ended: {reason:?}; {}",
+            action.name()
+        ));
+        let result = match action {
+            Action::Preserve => {
+                self.left_alone.insert(dom.0, info.uuid);
+                return;
+            }
+            Action::Destroy | Action::CoredumpDestroy => self.remove(dom),
+            Action::Restart
+            | Action::RenameRestart
+            | Action::CoredumpRestart
+            | Action::SoftReset => self.restart(dom, marks.clone()),
+        };
+        if let Err(error) = result {
+            daemon::log(&format!("{name} (domain {dom}): {error}"));
+            // Trying again at every event would not help.
+            self.left_alone.insert(dom.0, info.uuid);
+        }
+    }
+
+    fn remove(&self, dom: DomId) -> Result<()> {
+        destroy::destroy(self.control, self.store, dom)
+    }
+
+    fn restart(&self, dom: DomId, marks: Marks) -> Result<()> {
+        let lived = age(dom, &marks);
+        self.remove(dom)?;
+        if lived.is_some_and(|lived| lived < LEAST_LIFE) {
+            daemon::log(&format!(
+                "{}: it lived less than {} s and is not created again",
+                marks.config.name,
+                LEAST_LIFE.as_secs()
+            ));
+            return Ok(());
+        }
+        let start = Instant::now();
+        let guest = Prepared::new(marks.config)?;
+        let dom = create::create(self.control, self.store, &guest)?;
+        let guard = create::DomainGuard::new(self.control, self.store, dom);
+        let started = self.control.unpause(dom);
+        started.map_err(crate::Error::hal("start domain", dom))?;
+        guard.keep();
+        daemon::log(&format!(
+            "{}: created again as domain {dom} in {} ms",
+            guest.config.name,
+            start.elapsed().as_millis()
+        ));
+        Ok(())
+    }
+
+    /// A guest of ours is gone; if nobody is at work on it, what is left of it is cleared away.
+    fn clear_away(&self, dom: DomId, id: &[u8; 16]) -> Result<()> {
+        let _lock = Lock::take(destroy::LOCK)?;
+        let info = self.control.info(dom);
+        let info = info.map_err(crate::Error::hal("ask Xen about domain", dom))?;
+        let there = info.is_some_and(|info| info.uuid == *id);
+        if there || userdata::read(dom, id, Userdata::Xlrs).is_none() {
+            return Ok(());
+        }
+        let home = crate::nodes::home(dom);
+        let vm = crate::store::text(self.store, None, &format!("{home}/vm"))?;
+        // The number may belong to another guest by now.
+        if vm.is_some_and(|vm| vm == crate::nodes::vm(id)) {
+            destroy::remove_devices(self.store, dom)?;
+            destroy::remove_nodes(self.store, dom, id)?;
+        } else {
+            self.store.rm_if_present(None, &crate::nodes::vm(id))?;
+        }
+        userdata::remove(dom, id)?;
+        daemon::log(&format!(
+            "domain {dom} is gone; what it left is cleared away"
+        ));
+        Ok(())
+    }
+}
+
+/// How long ago a guest was created.
+fn age(dom: DomId, marks: &Marks) -> Option<Duration> {
+    let id = marks.config.uuid?;
+    let written = fs::metadata(userdata::path(dom, &id, Userdata::Xlrs)).ok()?;
+    written.modified().ok()?.elapsed().ok()
+}
+
+/// All guests that have marks of ours.
+fn known_guests() -> Vec<(DomId, [u8; 16])> {
+    let entries = fs::read_dir(userdata::FOLDER).into_iter().flatten();
+    entries
+        .flatten()
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            let rest = name.to_str()?.strip_prefix("userdata-d.")?;
+            let (dom, rest) = rest.split_once('.')?;
+            let id = rest.strip_suffix(".xlrs")?;
+            Some((DomId(dom.parse().ok()?), uuid::parse(id)?))
+        })
+        .collect()
+}
