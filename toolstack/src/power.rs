@@ -113,7 +113,8 @@ pub fn wait<C: DomainControl, S: StoreControl>(
             let info = control.info(dom).map_err(Error::hal(step, dom))?;
             let done = match &info {
                 None => true,
-                Some(info) => until == Until::ShutDown && (info.flags.shutdown || info.flags.dying),
+                // The store tells of a domain's last moments, not when the last page is free.
+                Some(info) => info.flags.dying || until == Until::ShutDown && info.flags.shutdown,
             };
             if done {
                 break;

@@ -227,7 +227,7 @@ fn info_rows(host: &HostInfo) -> Vec<(&'static str, String)> {
             "xen_version",
             format!("{}.{}{}", version.major, version.minor, host.extra_version),
         ),
-        ("xen_caps", host.capabilities.clone()),
+        ("xen_caps", format!("{} ", host.capabilities.trim_end())),
         ("xen_scheduler", host.scheduler.clone()),
         ("xen_pagesize", "4096".into()),
         ("platform_params", host.platform_parameters.clone()),
