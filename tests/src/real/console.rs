@@ -1,11 +1,13 @@
 //! A guest's console, through the pseudo-terminal that the console daemon names in the store.
 
 use std::os::fd::OwnedFd;
+use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::Errno;
+use rustix::pty::{OpenptFlags, openpt, ptsname, unlockpt};
 use rustix::termios::{OptionalActions, tcgetattr, tcsetattr};
 
 use scenarios::{OrStop, Outcome, Stop};
@@ -30,17 +32,45 @@ impl Console {
         let mut mode = tcgetattr(&tty).or_broken(format!("look at the terminal {path}"))?;
         mode.make_raw();
         tcsetattr(&tty, OptionalActions::Now, &mode).or_broken(format!("make {path} raw"))?;
-        Ok(Console {
+        Ok(Console::of(tty))
+    }
+
+    fn of(tty: OwnedFd) -> Console {
+        Console {
             tty,
             text: String::new(),
             taken: 0,
-        })
+        }
+    }
+
+    /// Runs a command on a terminal of its own; what it shows is this console.
+    pub fn run(words: &[&str]) -> Outcome<(Console, Child)> {
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
+        let master = openpt(flags).or_broken("make a terminal")?;
+        unlockpt(&master).or_broken("unlock the terminal")?;
+        let name = ptsname(&master, Vec::new()).or_broken("name the terminal")?;
+        let slave = || {
+            let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
+            open(&name, flags, Mode::empty()).or_broken("open the terminal")
+        };
+        let child = Command::new(words[0])
+            .args(&words[1..])
+            .stdin(slave()?)
+            .stdout(slave()?)
+            .stderr(slave()?)
+            .spawn()
+            .or_broken(format!("run {}", words.join(" ")))?;
+        rustix::io::ioctl_fionbio(&master, true).or_broken("make the terminal not block")?;
+        Ok((Console::of(master), child))
     }
 
     /// Types a line.
     pub fn send(&mut self, line: &str) -> Outcome {
-        let bytes = format!("{line}\n").into_bytes();
-        let mut rest = &bytes[..];
+        self.type_bytes(format!("{line}\n").as_bytes())
+    }
+
+    /// Types bytes as they are.
+    pub fn type_bytes(&mut self, mut rest: &[u8]) -> Outcome {
         let deadline = Instant::now() + Duration::from_secs(10);
         while !rest.is_empty() {
             match rustix::io::write(&self.tty, rest) {
@@ -48,7 +78,7 @@ impl Console {
                 Err(Errno::AGAIN | Errno::INTR) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(1));
                 }
-                Err(error) => return Err(Stop::Failed(format!("type {line:?}: {error}"))),
+                Err(error) => return Err(Stop::Failed(format!("type {rest:?}: {error}"))),
             }
         }
         Ok(())

@@ -49,6 +49,14 @@ impl Entry {
         Entry { stock, ..self }
     }
 
+    /// On one Xen only: what it shows does not depend on Xen's interfaces.
+    fn on_4_17(self) -> Entry {
+        Entry {
+            xen: &["4.17"],
+            ..self
+        }
+    }
+
     fn timeout_s(self, timeout_s: u32) -> Entry {
         Entry { timeout_s, ..self }
     }
@@ -61,6 +69,7 @@ pub fn entries() -> Vec<Entry> {
     let about_rights = "what a guest may do with its own nodes and others', through its ring";
     let about_block = "64 MiB through blkfront stand in the file behind it and read back the same";
     let about_http = "our guest serves 1 MiB over HTTP to dom0 with the right content";
+    let about_debian = "a Debian kernel mounts its disk, copies a file and pings dom0";
     vec![
         Entry::new(
             "device-nodes",
@@ -80,14 +89,24 @@ pub fn entries() -> Vec<Entry> {
         Entry::new("block-stock", about_block, block::round_trip)
             .stock(ALL_STOCK)
             .timeout_s(240),
+        Entry::new("block-our-blkback", about_block, block::round_trip)
+            .stock(&["xl", "xenstored", "console", "netback"])
+            .timeout_s(240)
+            .on_4_17(),
+        Entry::new("block-their-blkback", about_block, block::round_trip)
+            .stock(&["blkback"])
+            .timeout_s(240)
+            .on_4_17(),
         Entry::new("http-ours", about_http, http::serve),
         Entry::new("http-stock", about_http, http::serve).stock(ALL_STOCK),
-        Entry::new(
-            "debian-ours",
-            "a Debian kernel mounts its disk, copies a file and pings dom0",
-            debian::copy_and_ping,
-        )
-        .timeout_s(400),
+        Entry::new("http-our-netback", about_http, http::serve)
+            .stock(&["xl", "xenstored", "console", "blkback"])
+            .on_4_17(),
+        Entry::new("debian-ours", about_debian, debian::copy_and_ping).timeout_s(400),
+        Entry::new("debian-our-backends", about_debian, debian::copy_and_ping)
+            .stock(&["xl", "xenstored", "console"])
+            .timeout_s(400)
+            .on_4_17(),
         Entry::new(
             "stock-tools-on-our-store",
             "xl list, xenstore-ls and xl create with a disk work on our store",

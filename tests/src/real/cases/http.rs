@@ -13,6 +13,7 @@ use crate::real::snapshot::leaves_nothing;
 
 const ADDRESS: [u8; 4] = [10, 0, 0, 2];
 const SIZE: usize = 1 << 20;
+const IMAGE_SIZE: usize = 4 << 20;
 
 /// 1 MiB from the guest's disk through its network to dom0.
 pub fn serve(host: &Host) -> Outcome {
@@ -24,7 +25,10 @@ pub fn serve(host: &Host) -> Outcome {
         ("big.bin", content.as_slice()),
         ("index.html", b"<p>hello</p>\n"),
     ];
-    let image = host.write_file("www.tar", tar(&files))?;
+    let mut archive = tar(&files);
+    // Room for what the appliance writes behind the archive and reads back before it serves.
+    archive.resize(IMAGE_SIZE, 0);
+    let image = host.write_file("www.tar", archive)?;
     leaves_nothing(host, || {
         let config = Config::new("http", &kernel.display().to_string(), 32)
             .string("cmdline", "ip=10.0.0.2/24")

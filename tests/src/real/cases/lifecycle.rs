@@ -1,10 +1,17 @@
 //! A guest's life under the toolstack.
 
-use scenarios::{Outcome, demand};
+use std::time::Duration;
 
+use scenarios::{OrStop, Outcome, demand};
+
+use crate::real::console::Console;
 use crate::real::driver::Driver;
 use crate::real::host::Host;
 use crate::real::snapshot::leaves_nothing;
+
+/// Ctrl-]
+const LEAVE: u8 = 0x1d;
+const CONSOLE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Every way a guest is started, stopped and ends.
 pub fn all(host: &Host) -> Outcome {
@@ -33,6 +40,10 @@ pub fn all(host: &Host) -> Outcome {
         );
         driver.ping()?;
 
+        host.step("console, and leaving it with Ctrl-]");
+        attach(host)?;
+        driver.ping()?;
+
         host.step("shutdown on request");
         driver.shutdown()?;
         host.step("destroy");
@@ -56,4 +67,28 @@ pub fn all(host: &Host) -> Outcome {
         }
         Ok(())
     })
+}
+
+/// Talks to the guest through the toolstack's own console command.
+fn attach(host: &Host) -> Outcome {
+    let (mut console, mut command) = Console::run(&[host.tool(), "console", "life"])?;
+    // The command takes a moment to make the terminal raw; what is typed before is echoed, not lost.
+    let answer = console
+        .send("memory")
+        .and_then(|()| console.wait_for("ok ", CONSOLE_TIMEOUT));
+    let left = console.type_bytes(&[LEAVE]).and_then(|()| {
+        host.wait_for(
+            "the console command ends after Ctrl-]",
+            CONSOLE_TIMEOUT,
+            || command.try_wait().or_broken("wait for the console command"),
+        )
+    });
+    if left.is_err() {
+        let _ = command.kill();
+        let _ = command.wait();
+    }
+    answer?;
+    let status = left?;
+    demand!(status.success(), "the console command ended with {status}");
+    Ok(())
 }
