@@ -39,7 +39,7 @@ pub struct Lab {
 /// The folder of one run. Dropped: removed, unless it is to be kept.
 pub struct RunFolder {
     path: PathBuf,
-    fate: std::cell::Cell<Fate>,
+    fate: std::sync::Mutex<Fate>,
     _lock: Lock,
 }
 
@@ -56,19 +56,24 @@ impl RunFolder {
         &self.path
     }
 
+    fn set(&self, fate: Fate) {
+        *self.fate.lock().unwrap_or_else(|e| e.into_inner()) = fate;
+    }
+
     /// Keeps it.
     pub fn keep(&self) {
-        self.fate.set(Fate::Keep);
+        self.set(Fate::Keep);
     }
 }
 
 impl Drop for RunFolder {
     fn drop(&mut self) {
-        if self.fate.get() == Fate::Remove {
+        let fate = *self.fate.get_mut().unwrap_or_else(|e| e.into_inner());
+        if fate == Fate::Remove {
             let _ = std::fs::remove_dir_all(&self.path);
             return;
         }
-        if self.fate.get() == Fate::KeepAndSay {
+        if fate == Fate::KeepAndSay {
             ui::status(format!("kept: {}", self.path.display()));
         }
         let _ = std::fs::write(self.path.join(KEPT), b"");
@@ -151,7 +156,7 @@ impl Prepared {
         };
         Ok(RunFolder {
             path,
-            fate: std::cell::Cell::new(fate),
+            fate: std::sync::Mutex::new(fate),
             _lock: lock,
         })
     }
@@ -228,7 +233,7 @@ impl Lab {
 
     /// Keeps the run's folder after the end, and says where it is.
     pub fn keep(&self) {
-        self.folder.fate.set(Fate::KeepAndSay);
+        self.folder.set(Fate::KeepAndSay);
     }
 
     /// Keeps the run's folder after the end.

@@ -52,32 +52,51 @@ impl Part {
     }
 }
 
-/// What is to be started, in order: arguments for `/usr/lib/lab/up`, then those for `xlrs host start`
-/// (none if nothing is ours).
-fn plan(stock: &BTreeSet<Part>) -> (Vec<&'static str>, Option<Vec<String>>) {
-    let mut theirs = vec!["bridge"];
-    theirs.extend(stock.iter().filter(|p| **p != Part::Xl).map(|p| p.name()));
+/// What is to be started.
+#[derive(Debug, PartialEq, Eq)]
+struct Plan {
+    /// Stock parts that need nothing of ours: arguments for `/usr/lib/lab/up`.
+    first: Vec<&'static str>,
+    /// Stock parts that wait for our store, started beside our own.
+    beside: Vec<&'static str>,
+    /// Our own; none if nothing is ours.
+    ours: Option<Vec<String>>,
+}
+
+fn plan(stock: &BTreeSet<Part>) -> Plan {
     let store_is_stock = stock.contains(&Part::Xenstored) || stock.contains(&Part::Oxenstored);
-    let mut left: Vec<String> = Vec::new();
-    if store_is_stock {
-        left.push("xenstored".into());
-    }
-    for part in [Part::Console, Part::Blkback, Part::Netback] {
-        if stock.contains(&part) {
-            left.push(part.name().into());
+    let mut plan = Plan {
+        first: vec!["bridge"],
+        beside: Vec::new(),
+        ours: None,
+    };
+    let mut left = Vec::new();
+    for part in stock {
+        match part {
+            Part::Xl => continue,
+            Part::Console if !store_is_stock => plan.beside.push(part.name()),
+            _ => plan.first.push(part.name()),
         }
+        // For `xlrs host` a store is a store.
+        left.push(if *part == Part::Oxenstored {
+            "xenstored"
+        } else {
+            part.name()
+        });
     }
-    if left.len() == 4 {
-        return (theirs, None);
+    let all_daemons = [Part::Console, Part::Blkback, Part::Netback];
+    if store_is_stock && stock.contains(&Part::Xl) && all_daemons.iter().all(|p| stock.contains(p))
+    {
+        return plan;
     }
     let mut ours: Vec<String> = ["/lab/bin/xlrs", "host", "start"]
         .map(String::from)
         .to_vec();
     if !left.is_empty() {
-        ours.push("--stock".into());
-        ours.push(left.join(","));
+        ours.push(format!("--stock={}", left.join(",")));
     }
-    (theirs, Some(ours))
+    plan.ours = Some(ours);
+    plan
 }
 
 /// What commands in dom0 are told about their surroundings: `XLRS_STOCK`, the stock parts as a comma
@@ -92,19 +111,29 @@ pub fn environment(version: XenVersion, stock: &BTreeSet<Part>) -> Vec<(String, 
 
 /// Starts everything; an error tells which part did not come up and what it said.
 pub fn up(lab: &Lab, stock: &BTreeSet<Part>) -> Result<()> {
-    let (theirs, ours) = plan(stock);
-    let mut argv = vec!["/usr/lib/lab/up"];
-    argv.extend(theirs);
-    run(lab, &argv)?;
-    if let Some(ours) = ours {
-        let argv: Vec<&str> = ours.iter().map(String::as_str).collect();
-        run(lab, &argv)?;
-    }
-    Ok(())
+    let plan = plan(stock);
+    let script = |parts: &[&'static str]| -> Vec<String> {
+        let mut argv = vec!["/usr/lib/lab/up".to_string()];
+        argv.extend(parts.iter().map(|p| p.to_string()));
+        argv
+    };
+    run(lab, &script(&plan.first))?;
+    std::thread::scope(|scope| {
+        let beside = scope.spawn(|| match plan.beside.as_slice() {
+            [] => Ok(()),
+            parts => run(lab, &script(parts)),
+        });
+        let ours = plan.ours.as_ref().map_or(Ok(()), |argv| run(lab, argv));
+        let beside = beside
+            .join()
+            .unwrap_or_else(|_| fail("starting stock daemons: a panic"));
+        ours.and(beside)
+    })
 }
 
-fn run(lab: &Lab, argv: &[&str]) -> Result<()> {
-    let out = lab.output(argv, Duration::from_secs(60))?;
+fn run(lab: &Lab, argv: &[String]) -> Result<()> {
+    let words: Vec<&str> = argv.iter().map(String::as_str).collect();
+    let out = lab.output(&words, Duration::from_secs(60))?;
     if out.status != 0 {
         return fail(format!(
             "starting the daemons: `{}` in dom0 ended with {}\n{}",
@@ -133,20 +162,33 @@ mod tests {
 
     #[test]
     fn the_plan_names_each_part_once() {
-        let rows: &[(&[Part], &str, Option<&str>)] = &[
-            (&[], "bridge", Some("/lab/bin/xlrs host start")),
-            (&STOCK, "bridge xenstored console blkback netback", None),
+        let rows: &[(&[Part], &str, &str, &str)] = &[
+            (&[], "bridge", "", "/lab/bin/xlrs host start"),
+            (&STOCK, "bridge xenstored console blkback netback", "", ""),
+            (
+                &STOCK[1..],
+                "bridge xenstored console blkback netback",
+                "",
+                "/lab/bin/xlrs host start --stock=xenstored,console,blkback,netback",
+            ),
             (
                 &[Part::Oxenstored, Part::Console],
                 "bridge oxenstored console",
-                Some("/lab/bin/xlrs host start --stock xenstored,console"),
+                "",
+                "/lab/bin/xlrs host start --stock=xenstored,console",
             ),
-            (&[Part::Xl], "bridge", Some("/lab/bin/xlrs host start")),
+            (
+                &[Part::Xl, Part::Console, Part::Blkback],
+                "bridge blkback",
+                "console",
+                "/lab/bin/xlrs host start --stock=console,blkback",
+            ),
         ];
-        for (stock, theirs, ours) in rows {
+        for (stock, first, beside, ours) in rows {
             let got = plan(&stock.iter().copied().collect());
-            assert_eq!(got.0.join(" "), *theirs);
-            assert_eq!(got.1.map(|o| o.join(" ")).as_deref(), *ours);
+            assert_eq!(got.first.join(" "), *first);
+            assert_eq!(got.beside.join(" "), *beside);
+            assert_eq!(got.ours.unwrap_or_default().join(" "), *ours);
         }
     }
 
