@@ -124,7 +124,7 @@ fn in_lab(steps: &mut Steps, lab: &Lab, args: &DemoArgs) -> Result<()> {
     };
     steps.step(
         "ask Xen who it is",
-        || lab.sh("xl info", LIMIT),
+        || lab.sh(&format!("{tool} info"), LIMIT),
         |text| {
             let field = |name: &str| {
                 let line = text.lines().find(|l| l.starts_with(name));
@@ -176,6 +176,9 @@ fn in_lab(steps: &mut Steps, lab: &Lab, args: &DemoArgs) -> Result<()> {
         || wait_for_console(lab, "disk ok"),
         |said| said.lines().last().unwrap_or("").trim().to_string(),
     )?;
+    for line in said.lines().filter(|l| !l.trim().is_empty()) {
+        println!("             | {line}");
+    }
     steps.step(
         "fetch the file from it over HTTP",
         || {
