@@ -30,6 +30,11 @@ impl<M: SharedMemory> Console<M> {
         self.attempt(|ring| ring.read(to))
     }
 
+    /// Whether something has been typed.
+    pub fn has_input(&self) -> bool {
+        !self.broken && self.ring.readable().is_ok_and(|len| len > 0)
+    }
+
     /// Whether the daemon has not yet taken all that was written.
     pub fn has_output(&self) -> bool {
         let capacity = CONSOLE.from_guest.capacity as usize;

@@ -124,6 +124,42 @@ impl Write for Console {
     }
 }
 
+impl embedded_io::ErrorType for Console {
+    type Error = core::convert::Infallible;
+}
+
+impl embedded_io::ReadReady for Console {
+    fn read_ready(&mut self) -> Result<bool, Self::Error> {
+        Ok(RING.try_get().is_some_and(|ring| ring.driver.has_input()))
+    }
+}
+
+/// Waits until something is typed. As dom0, where Xen raises no event for it, it looks again and again.
+impl embedded_io::Read for Console {
+    fn read(&mut self, to: &mut [u8]) -> Result<usize, Self::Error> {
+        loop {
+            let len = Console::read(self, to);
+            if len > 0 || to.is_empty() {
+                return Ok(len);
+            }
+            let look_again = start_info::is_dom0().then(|| PvClock.now_ns() + 10_000_000);
+            events::wait(look_again);
+        }
+    }
+}
+
+impl embedded_io::Write for Console {
+    fn write(&mut self, from: &[u8]) -> Result<usize, Self::Error> {
+        self.write_all(from);
+        Ok(from.len())
+    }
+
+    fn flush(&mut self) -> Result<(), Self::Error> {
+        drain();
+        Ok(())
+    }
+}
+
 impl Ring {
     fn notify(&self) {
         // The port comes from the builder; if it is closed there is nobody to tell.

@@ -32,8 +32,10 @@ fn heap_size(guest: &Guest) -> Result<(), String> {
 
 fn every_page(guest: &Guest) -> Result<(), String> {
     const PIECE: usize = 64 * 1024;
-    let mut pieces: Vec<Vec<u8>> = Vec::new();
-    let count = guest.memory().heap_kib as usize * 1024 / PIECE - 4;
+    let free = guest.memory().heap_kib as usize * 1024 / PIECE;
+    // All but a little, which the list of pieces takes.
+    let count = free - 4 - free * size_of::<Vec<u8>>() / PIECE;
+    let mut pieces: Vec<Vec<u8>> = Vec::with_capacity(count);
     for seed in 0..count {
         let mut piece = Vec::new();
         demand!(
