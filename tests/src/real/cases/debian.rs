@@ -67,11 +67,22 @@ pub fn copy_and_ping(host: &Host) -> Outcome {
         guest.wait_gone()
     })?;
     host.step("compare the copy in the image");
-    let copy = host.scratch("copy");
-    let dump = format!("dump /copy {}", copy.display());
-    host.run(&["debugfs", "-R", &dump, &image_text])?
-        .succeeded()?;
-    let copied = std::fs::read(&copy).map_err(broken)?;
+    let mounted = host.scratch("mounted");
+    std::fs::create_dir(&mounted).map_err(broken)?;
+    let mounted_text = mounted.display().to_string();
+    host.run(&[
+        "mount",
+        "-t",
+        "ext4",
+        "-o",
+        "ro,loop",
+        &image_text,
+        &mounted_text,
+    ])?
+    .succeeded()?;
+    let copied = std::fs::read(mounted.join("copy"));
+    host.run(&["umount", &mounted_text])?.succeeded()?;
+    let copied = copied.map_err(broken)?;
     demand!(
         copied == content,
         "the copy has {} bytes that are not those of the original",
