@@ -127,9 +127,16 @@ fn populate<C: DomainControl>(control: &C, dom: DomId, guest: &Prepared) -> Resu
         pages.div_ceil(256)
     );
     let failed = |step: &'static str| Error::hal(step, &object);
-    control
-        .claim_pages(dom, pages)
-        .map_err(failed("claim the memory of"))?;
+    control.claim_pages(dom, pages).map_err(|error| {
+        let error = failed("claim the memory of")(error);
+        match control.host() {
+            Ok(host) if error.kind == Kind::NoMemory => error.hint(format!(
+                "Xen has {} MiB left: give the guest less, or dom0",
+                host.free_pages.saturating_sub(host.outstanding_pages) / 256
+            )),
+            _ => error,
+        }
+    })?;
     let populated = control
         .populate(dom, Pfn(0), pages, SUPERPAGE_ORDER)
         .map_err(failed("allocate the memory of"));

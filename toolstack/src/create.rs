@@ -9,7 +9,7 @@ use crate::backends::{Class, Server};
 use crate::build::build;
 use crate::destroy;
 use crate::error::{Error, Kind, Result};
-use crate::lock::Lock;
+use crate::lock::{About, Lock};
 use crate::nodes::{self, Facts, Nic, PhysicalDevice};
 use crate::os::{self, Interfaces, LoopDevice};
 use crate::prepare::{Disk, Prepared, Target};
@@ -67,7 +67,7 @@ pub fn create<C: DomainControl, S: StoreControl>(
     guest.check_host()?;
     let servers = Servers::find(store, guest)?;
     // Two that are created at once must see each other's names and disks.
-    let lock = Lock::take("create")?;
+    let lock = Lock::take(About::Creating)?;
     check_name(store, &guest.config.name)?;
     check_disks(store, &guest.disks)?;
 

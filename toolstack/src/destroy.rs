@@ -7,16 +7,13 @@ use xen_hal::{DomainControl, Store, StoreExt, XenbusState};
 use xen_sys::DomId;
 
 use crate::error::{Error, Kind, Result};
-use crate::lock::Lock;
+use crate::lock::{About, Lock};
 use crate::nodes;
 use crate::store::{Awaited, Look, StoreControl, children, wait_backends};
 use crate::userdata;
 
 /// How long back ends may take to let go of a guest that is removed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Shared by all who remove guests; had alone by who looks for leftovers.
-pub(crate) const LOCK: &str = "destroy";
 
 /// A device of a guest, as its nodes tell.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,7 +86,7 @@ pub fn destroy<C: DomainControl, S: StoreControl>(
                 .hint("`xlrs list` shows those that exist")
         })?;
     // Nobody shall take what is half removed for leftovers.
-    let _lock = Lock::share(LOCK)?;
+    let _lock = Lock::share(About::Removing)?;
     let mut first = Ok(());
     let mut note = |result: Result<()>| {
         if let Err(error) = result

@@ -1,68 +1,81 @@
-//! A lock between commands on one host.
+//! Locks between commands on one host. A folder is what is locked: nothing is left behind by it.
 
 use std::fs::{self, File};
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 
 use crate::error::{Error, Kind, Result};
 
-/// Where locks, pid files and sockets lie.
+/// Where pid files lie.
 pub const RUN: &str = "/run/xlrs";
 /// How long another command may hold a lock.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
+/// What a lock is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum About {
+    /// Names and disks of new guests.
+    Creating,
+    /// Guests that are half removed.
+    Removing,
+}
+
+impl About {
+    const fn folder(self) -> &'static str {
+        match self {
+            About::Creating => RUN,
+            About::Removing => crate::userdata::FOLDER,
+        }
+    }
+}
+
 /// Held until it is dropped, or the process ends.
 #[derive(Debug)]
 pub struct Lock {
-    _file: File,
+    _folder: File,
 }
 
 impl Lock {
-    /// Takes the lock of this name, waiting for whoever has it.
+    /// Takes the lock alone, waiting for whoever has it.
     ///
     /// # Errors
-    /// Half a minute has passed, or the folder cannot be written.
-    pub fn take(name: &str) -> Result<Lock> {
-        Lock::with(name, FlockOperation::NonBlockingLockExclusive)
+    /// Half a minute has passed, or the folder cannot be opened.
+    pub fn take(about: About) -> Result<Lock> {
+        Lock::with(about, FlockOperation::NonBlockingLockExclusive)
     }
 
     /// Takes it together with others who share it, but not with who has it alone.
     ///
     /// # Errors
     /// As [`take`](Self::take).
-    pub fn share(name: &str) -> Result<Lock> {
-        Lock::with(name, FlockOperation::NonBlockingLockShared)
+    pub fn share(about: About) -> Result<Lock> {
+        Lock::with(about, FlockOperation::NonBlockingLockShared)
     }
 
-    fn with(name: &str, operation: FlockOperation) -> Result<Lock> {
-        let path = Path::new(RUN).join(format!("{name}.lock"));
-        let failed = |e: &std::io::Error| Error::system("lock", path.display(), e);
-        let open = || {
-            let mut options = fs::OpenOptions::new();
-            options.write(true).create(true).truncate(false).open(&path)
-        };
-        let file = match open() {
+    fn with(about: About, operation: FlockOperation) -> Result<Lock> {
+        let path = about.folder();
+        let failed = |e: &std::io::Error| Error::system("lock", path, e);
+        let folder = match File::open(path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                fs::create_dir_all(RUN).map_err(|e| failed(&e))?;
-                open()
+                fs::create_dir_all(path).map_err(|e| failed(&e))?;
+                File::open(path)
             }
             other => other,
         }
         .map_err(|e| failed(&e))?;
         let deadline = Instant::now() + TIMEOUT;
         loop {
-            match rustix::fs::flock(&file, operation) {
-                Ok(()) => return Ok(Lock { _file: file }),
+            match rustix::fs::flock(&folder, operation) {
+                Ok(()) => return Ok(Lock { _folder: folder }),
                 Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
                     std::thread::sleep(Duration::from_millis(5));
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => {
                     let cause = "another xlrs has held it for 30 s";
-                    return Err(Error::new("lock", path.display(), cause)
+                    return Err(Error::new("lock", path, cause)
                         .kind(Kind::TimedOut)
-                        .hint("`fuser -v` on that file tells which process it is"));
+                        .hint(format!("`fuser -v {path}` tells which process it is")));
                 }
                 Err(error) => return Err(failed(&error.into())),
             }

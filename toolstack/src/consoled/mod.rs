@@ -40,6 +40,8 @@ const GUEST_TOKEN: &str = "guest-";
 
 /// How long a user may take to read what a guest said before it ended.
 const LAST_WORDS: Duration = Duration::from_secs(2);
+/// How long the kernel may take to carry them over, when it does not yet show that they wait.
+const CARRY_OVER: Duration = Duration::from_millis(50);
 /// How often it is looked at whether they have.
 const LAST_WORDS_STEP_NS: i64 = 10_000_000;
 
@@ -112,7 +114,7 @@ struct Daemon<'a, W: World> {
 struct Ending {
     terminal: Terminal,
     rest: Vec<u8>,
-    until: Instant,
+    since: Instant,
 }
 
 impl Ending {
@@ -121,7 +123,8 @@ impl Ending {
         let written = self.terminal.write(&self.rest);
         self.rest.drain(..written);
         let unread = !self.rest.is_empty() || self.terminal.unread();
-        unread && Instant::now() < self.until
+        let limit = if unread { LAST_WORDS } else { CARRY_OVER };
+        self.since.elapsed() < limit
     }
 }
 
@@ -319,7 +322,7 @@ impl<'a, W: World> Guest<'a, W> {
         Some(Ending {
             rest: open.line.into_rest(),
             terminal: open.terminal,
-            until: Instant::now() + LAST_WORDS,
+            since: Instant::now(),
         })
     }
 

@@ -15,7 +15,7 @@ use xen_sys::DomId;
 
 use crate::config::Action;
 use crate::error::Result;
-use crate::lock::Lock;
+use crate::lock::{About, Lock};
 use crate::prepare::Prepared;
 use crate::store::StoreControl;
 use crate::userdata::{self, Userdata};
@@ -176,7 +176,7 @@ impl<C: DomainControl, S: StoreControl> Supervisor<'_, C, S> {
 
     /// A guest of ours is gone; if nobody is at work on it, what is left of it is cleared away.
     fn clear_away(&self, dom: DomId, id: &[u8; 16]) -> Result<()> {
-        let _lock = Lock::take(destroy::LOCK)?;
+        let _lock = Lock::take(About::Removing)?;
         let info = self.control.info(dom);
         let info = info.map_err(crate::Error::hal("ask Xen about domain", dom))?;
         let there = info.is_some_and(|info| info.uuid == *id);
