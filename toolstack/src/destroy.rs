@@ -9,7 +9,7 @@ use xen_sys::DomId;
 use crate::error::{Error, Kind, Result};
 use crate::lock::{About, Lock};
 use crate::nodes;
-use crate::store::{Awaited, Look, StoreControl, children, wait_backends};
+use crate::store::{Awaited, Look, StoreControl, children, text, wait_backends};
 use crate::userdata;
 
 /// How long back ends may take to let go of a guest that is removed.
@@ -41,8 +41,8 @@ pub fn devices(store: &impl Store, dom: DomId) -> Result<Vec<Device>> {
             for number in children(store, None, &format!("{above}/{kind}"))? {
                 let at = format!("{above}/{kind}/{number}");
                 let paths = (
-                    crate::store::text(store, None, &format!("{at}/backend"))?,
-                    crate::store::text(store, None, &format!("{at}/frontend"))?,
+                    text(store, None, &format!("{at}/backend"))?,
+                    text(store, None, &format!("{at}/frontend"))?,
                 );
                 if let (Some(backend), Some(frontend)) = paths {
                     out.push(Device {
@@ -151,11 +151,28 @@ pub fn remove_devices<S: StoreControl>(store: &S, dom: DomId) -> Result<()> {
         },
     );
     for device in &devices {
+        if device.kind == "vbd" {
+            detach(store, device)?;
+        }
         store
             .rm_if_present(None, &device.backend)
             .map_err(Error::store("remove", &device.backend))?;
     }
     waited
+}
+
+/// Undoes what a stock block script has done for a disk file.
+fn detach(store: &impl Store, device: &Device) -> Result<()> {
+    let get = |key: &str| {
+        text(store, None, &format!("{}/{key}", device.backend))
+            .map_err(Error::store("look at", &device.backend))
+    };
+    let (Some(node), Some(params)) = (get("node")?, get("params")?) else {
+        return Ok(());
+    };
+    let file = std::fs::canonicalize(&params).unwrap_or_else(|_| params.into());
+    crate::os::detach_loop(node.as_ref(), &file)
+        .map_err(|e| Error::system("take the file out of", &node, &e))
 }
 
 /// Removes a guest's directories.

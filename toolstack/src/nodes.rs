@@ -266,10 +266,16 @@ pub fn disk(dom: DomId, disk: &DiskConfig, physical: Option<&PhysicalDevice>) ->
     );
     let flag = |on: bool| if on { "1" } else { "0" }.to_string();
     let kind = if disk.cdrom { "cdrom" } else { "disk" };
+    // A stock xl that removes the guest runs it. Our loop devices go away by themselves, at which the
+    // stock script would stumble.
+    let script = match physical {
+        Some(_) => "/bin/true",
+        None => "/etc/xen/scripts/block",
+    };
     let pairs = vec![
         ("frontend", front.clone()),
         ("params", disk.target.display().to_string()),
-        ("script", "/etc/xen/scripts/block".into()),
+        ("script", script.into()),
         ("frontend-id", dom.to_string()),
         ("online", "1".into()),
         ("removable", flag(disk.cdrom)),

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 /// linux/loop.h
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
+const LOOP_CLR_FD: libc::Ioctl = 0x4c01;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
 const LO_FLAGS_READ_ONLY: u32 = 1;
 const LO_FLAGS_AUTOCLEAR: u32 = 4;
@@ -96,6 +97,31 @@ impl LoopDevice {
             }
         }
         Err(io::Error::from_raw_os_error(libc::EBUSY))
+    }
+}
+
+/// Takes the file out of a loop device that a stock script has made, if it is still that file.
+///
+/// # Errors
+/// The device cannot be opened, or does not let go of the file.
+pub fn detach_loop(node: &Path, backing: &Path) -> io::Result<()> {
+    let Some(name) = node
+        .file_name()
+        .filter(|_| node.parent() == Some(Path::new("/dev")))
+    else {
+        return Ok(());
+    };
+    let shown = Path::new("/sys/block").join(name).join("loop/backing_file");
+    match std::fs::read_to_string(shown) {
+        Ok(file) if Path::new(file.trim_end_matches('\n')) == backing => {}
+        // Nothing in it, or something else by now.
+        _ => return Ok(()),
+    }
+    let device = File::open(node)?;
+    // SAFETY: this request takes no argument.
+    match checked(unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD) }) {
+        Err(error) if error.raw_os_error() != Some(libc::ENXIO) => Err(error),
+        _ => Ok(()),
     }
 }
 
