@@ -9,6 +9,28 @@ use core::str::FromStr;
 use xen_hal::{Error, Result, Store, StoreExt, XenbusState};
 use xen_sys::{DomId, Errno};
 
+/// Where a device is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// The back end has not published its features yet.
+    Waiting,
+    /// Rings and port are published; the back end has not connected yet.
+    Published,
+    /// In use.
+    Connected,
+    /// The back end has ended it.
+    Closed,
+    /// The back end did what it must not do: this.
+    Broken(String),
+}
+
+impl Phase {
+    /// Whether it may yet become [`Connected`](Self::Connected).
+    pub fn is_opening(&self) -> bool {
+        matches!(self, Phase::Waiting | Phase::Published)
+    }
+}
+
 /// The guest's end of a device: `device/CLASS/ID`, with the path and domain of the other end.
 #[derive(Debug)]
 pub struct Device<S> {

@@ -34,9 +34,7 @@ impl Guest {
         })?;
         let mut disk = Inner::open(self.grants()?, Events, store, id)?;
         let deadline = PvClock.now_ns() + CONNECT_NS;
-        while matches!(disk.phase(), Phase::Waiting | Phase::Published)
-            && PvClock.now_ns() < deadline
-        {
+        while disk.phase().is_opening() && PvClock.now_ns() < deadline {
             events::wait(Some(deadline));
             follow(&mut disk);
         }

@@ -66,9 +66,7 @@ impl Guest {
         })?;
         let mut front = Front::open(self.grants()?, Events, store, id)?;
         let deadline = PvClock.now_ns() + CONNECT_NS;
-        while matches!(front.phase(), Phase::Waiting | Phase::Published)
-            && PvClock.now_ns() < deadline
-        {
+        while front.phase().is_opening() && PvClock.now_ns() < deadline {
             events::wait(Some(deadline));
             follow(&mut front);
         }

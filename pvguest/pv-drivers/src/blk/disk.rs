@@ -8,22 +8,7 @@ use xen_sys::io::protocols;
 use xen_sys::{PAGE_SIZE, Port};
 
 use super::{BlkError, DiskInfo, Queue, Ticket};
-use crate::xenbus::Device;
-
-/// Where a disk is in its life.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// The back end has not published its features yet.
-    Waiting,
-    /// Ring and port are published; the back end has not connected yet.
-    Published,
-    /// In use.
-    Connected,
-    /// The back end has ended it.
-    Closed,
-    /// The back end did what it must not do: this.
-    Broken(String),
-}
+use crate::xenbus::{Device, Phase};
 
 /// A disk.
 #[derive(Debug)]

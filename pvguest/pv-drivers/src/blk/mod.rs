@@ -6,9 +6,11 @@ mod queue;
 mod transfer;
 
 pub use buffers::MAX_BYTES;
-pub use disk::{Disk, Phase};
+pub use disk::Disk;
 pub use queue::{Fault, Queue, Ticket};
 pub use transfer::{flush, read, write};
+
+pub use crate::xenbus::Phase;
 
 /// What the back end says of a disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

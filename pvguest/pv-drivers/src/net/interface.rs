@@ -9,22 +9,7 @@ use xen_sys::Port;
 use xen_sys::io::netif::TxRequest;
 
 use super::{Counters, Fault, RxQueue, TxQueue};
-use crate::xenbus::Device;
-
-/// Where an interface is in its life.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Phase {
-    /// The back end has not published its features yet.
-    Waiting,
-    /// Rings and port are published, and the back end may not have connected yet.
-    Published,
-    /// In use.
-    Connected,
-    /// The back end has ended it.
-    Closed,
-    /// The back end did what it must not do: this.
-    Broken(String),
-}
+use crate::xenbus::{Device, Phase};
 
 /// An Ethernet address, as the node `mac` has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

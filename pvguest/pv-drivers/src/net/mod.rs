@@ -6,9 +6,11 @@ mod interface;
 mod rx;
 mod tx;
 
-pub use interface::{Interface, MacAddress, Phase};
+pub use interface::{Interface, MacAddress};
 pub use rx::RxQueue;
 pub use tx::TxQueue;
+
+pub use crate::xenbus::Phase;
 
 /// Bytes of a frame's header; shorter frames are not delivered (XSA-522).
 pub const MIN_FRAME: usize = 14;
