@@ -99,23 +99,16 @@ pub const CASES: &[Case] = &[
         ],
         run: ops::transaction,
     },
-    // The same beside 100 000 nodes.
+    // Beside 100 000 nodes: 8 clients with 16 READs open each, of any of these; transactions as above.
     Case {
-        name: "tx-big",
-        rows: &[
-            more("tx-64-100k", "/s", Aim::None),
-            less("tx-64-100k-cpu", "us", Aim::None),
-        ],
-        run: ops::big_transaction,
-    },
-    // 8 clients with 16 READs open each, of any of 100 000 nodes.
-    Case {
-        name: "pipelined",
+        name: "big",
         rows: &[
             more("read-pipelined", "/s", Aim::Ratio(3.0)),
             less("read-pipelined-cpu", "us", Aim::None),
+            more("tx-64-100k", "/s", Aim::None),
+            less("tx-64-100k-cpu", "us", Aim::None),
         ],
-        run: ops::pipelined,
+        run: ops::big,
     },
     // READ with 8 clients, beside 4000 that say nothing; and as a part of what it is without them.
     Case {

@@ -51,22 +51,22 @@ fn by_clients(place: &Place, kind: Kind, settings: &Settings, mix: Mix) -> Resul
     Ok(values)
 }
 
-pub fn big_transaction(place: &Place, kind: Kind, settings: &Settings) -> Result<Vec<f64>> {
-    let daemon = place.start(kind)?;
-    Forest::new().plant(&daemon)?;
-    let measured = measure(&daemon, 64, Mix::Transaction, settings.load)?;
-    Ok(vec![measured.rate, measured.cpu_us])
-}
-
-pub fn pipelined(place: &Place, kind: Kind, settings: &Settings) -> Result<Vec<f64>> {
+pub fn big(place: &Place, kind: Kind, settings: &Settings) -> Result<Vec<f64>> {
     let daemon = place.start(kind)?;
     let forest = Forest::new();
     forest.plant(&daemon)?;
     let mut load = Load::connect(&daemon, 8)?;
     let mut random = Random::new();
     let reads = std::iter::repeat_with(|| (Op::Read, random.pick(&forest.paths).clone()));
-    let measured = load.measure(&daemon, &mut Bulk::new(reads, WINDOW), settings.load)?;
-    Ok(vec![measured.rate, measured.cpu_us])
+    let reads = load.measure(&daemon, &mut Bulk::new(reads, WINDOW), settings.load)?;
+    drop(load);
+    let transactions = measure(&daemon, 64, Mix::Transaction, settings.load)?;
+    Ok(vec![
+        reads.rate,
+        reads.cpu_us,
+        transactions.rate,
+        transactions.cpu_us,
+    ])
 }
 
 pub fn idle(place: &Place, kind: Kind, settings: &Settings) -> Result<Vec<f64>> {
