@@ -17,6 +17,11 @@ const LISTENER: u64 = 0;
 const WORLD: u64 = u64::MAX;
 const STOP: u64 = u64::MAX - 1;
 
+/// Edge-triggered: the daemon remembers what is ready.
+const INPUT: EventFlags = EventFlags::IN
+    .union(EventFlags::RDHUP)
+    .union(EventFlags::ET);
+
 /// Connections accepted in one go.
 const ACCEPTS: usize = 64;
 const EVENTS: usize = 256;
@@ -62,6 +67,7 @@ impl<W: StoreWorld> Server<W> {
         let mut events = Vec::with_capacity(EVENTS);
         loop {
             self.daemon.step()?;
+            self.watch_blocked()?;
             if self.full && self.daemon.connections() < self.full_at {
                 self.listen()?;
             }
@@ -83,16 +89,19 @@ impl<W: StoreWorld> Server<W> {
                 let epoll::Event { flags, data } = *event;
                 match data.u64() {
                     STOP => return Ok(()),
-                    // The next step asks the world itself.
-                    WORLD => {}
+                    WORLD => self.daemon.world_ready(),
                     LISTENER => self.accept()?,
                     conn => {
-                        let other = EventFlags::HUP | EventFlags::ERR | EventFlags::RDHUP;
-                        self.daemon.socket_ready(
-                            ConnId(conn),
-                            flags.intersects(EventFlags::IN | other),
-                            flags.intersects(EventFlags::OUT | other),
-                        );
+                        let end = EventFlags::HUP | EventFlags::ERR | EventFlags::RDHUP;
+                        if flags.intersects(end) {
+                            self.daemon.socket_ending(ConnId(conn));
+                        } else {
+                            self.daemon.socket_ready(
+                                ConnId(conn),
+                                flags.contains(EventFlags::IN),
+                                flags.contains(EventFlags::OUT),
+                            );
+                        }
                     }
                 }
             }
@@ -123,9 +132,20 @@ impl<W: StoreWorld> Server<W> {
     fn add(&mut self, socket: OwnedFd) -> Result<(), Error> {
         let id = self.daemon.add_socket(socket);
         if let Some(socket) = self.daemon.socket(id) {
-            // Edge-triggered: the daemon remembers what is ready, so nothing needs to be changed later.
-            let flags = EventFlags::IN | EventFlags::OUT | EventFlags::RDHUP | EventFlags::ET;
-            epoll::add(&self.epoll, socket, EventData::new_u64(id.0), flags).map_err(failed)?;
+            epoll::add(&self.epoll, socket, EventData::new_u64(id.0), INPUT).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    /// Few sockets are ever full; from then on they tell when they are no more. The daemon would be told of every reply
+    /// that is taken otherwise.
+    fn watch_blocked(&mut self) -> Result<(), Error> {
+        for id in self.daemon.take_blocked() {
+            if let Some(socket) = self.daemon.socket(id) {
+                let data = EventData::new_u64(id.0);
+                epoll::modify(&self.epoll, socket, data, INPUT | EventFlags::OUT)
+                    .map_err(failed)?;
+            }
         }
         Ok(())
     }

@@ -20,6 +20,7 @@ pub mod watch;
 mod tests;
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use xen_sys::{DomId, Errno, Port};
@@ -37,6 +38,31 @@ use watch::Watches;
 /// One client's connection; numbers are not used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
+
+/// A map by connection. Their numbers count up and are nobody's to choose.
+pub type ConnMap<T> = HashMap<ConnId, T, BuildHasherDefault<ConnHasher>>;
+
+/// Spreads the numbers of connections over all bits.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ConnHasher(u64);
+
+impl Hasher for ConnHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64((*byte).into());
+        }
+    }
+
+    fn write_u64(&mut self, number: u64) {
+        // The golden ratio of 2^64: near numbers come to lie far apart in the bits that the map uses.
+        let mixed = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        self.0 = mixed ^ (mixed >> 32);
+    }
+}
 
 /// What a domain is up to, as far as the store cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,7 +119,7 @@ pub struct Core {
     limits: Limits,
     tree: Tree,
     owned: Owned,
-    conns: HashMap<ConnId, Client>,
+    conns: ConnMap<Client>,
     domains: HashMap<DomId, Domain>,
     watches: Watches,
     introduce_acl: Acl,
@@ -123,7 +149,7 @@ impl Core {
             limits,
             tree,
             owned: Owned::default(),
-            conns: HashMap::new(),
+            conns: ConnMap::default(),
             domains: HashMap::new(),
             watches: Watches::default(),
             introduce_acl: acl.clone(),

@@ -10,7 +10,7 @@ use xs_wire::{Header, Op};
 use super::output::Output;
 use super::ring::{Ring, RingFault};
 use super::world::StoreWorld;
-use crate::core::{ConnId, DomainState, Event, Host};
+use crate::core::{ConnId, ConnMap, DomainState, Event, Host};
 
 /// Events that wait for a dom0 connection: beyond so many bytes it is closed.
 const MAX_WAITING_DOM0: usize = 64 << 20;
@@ -39,7 +39,11 @@ pub struct Conn {
     pub writable: bool,
     /// Whether the client will send no more; it is answered what it has sent before.
     pub ended: bool,
-    /// Whether it stands in the list of connections to serve.
+    /// Whether the peer has sent its last, which may not be read yet.
+    pub ending: bool,
+    /// Whether its socket is watched for room.
+    pub tells_room: bool,
+    /// Whether it stands in the list of connections to serve, or is being served.
     queued: bool,
 }
 
@@ -48,11 +52,13 @@ pub struct Io<W> {
     /// The world under them.
     pub world: W,
     /// The connections.
-    pub conns: HashMap<ConnId, Conn>,
+    pub conns: ConnMap<Conn>,
     /// Those that have something to do, in the order in which they are served.
     pub ready: VecDeque<ConnId>,
     /// Those that are to be cut off.
     pub doomed: Vec<ConnId>,
+    /// Sockets that were found full for the first time.
+    pub blocked: Vec<ConnId>,
     by_port: HashMap<Port, ConnId>,
     last_id: u64,
     max_waiting_guest: usize,
@@ -63,9 +69,10 @@ impl<W: StoreWorld> Io<W> {
     pub fn new(world: W, max_waiting_guest: usize) -> Self {
         Io {
             world,
-            conns: HashMap::new(),
+            conns: ConnMap::default(),
             ready: VecDeque::new(),
             doomed: Vec::new(),
+            blocked: Vec::new(),
             by_port: HashMap::new(),
             last_id: 0,
             max_waiting_guest,
@@ -86,6 +93,8 @@ impl<W: StoreWorld> Io<W> {
             readable: true,
             writable: true,
             ended: false,
+            ending: false,
+            tells_room: false,
             queued: false,
         };
         self.conns.insert(id, conn);
@@ -123,15 +132,24 @@ impl<W: StoreWorld> Io<W> {
         }
     }
 
-    /// The next connection to serve.
+    /// The next connection to serve; it is not woken before [`served`](Self::served).
     pub fn next_ready(&mut self) -> Option<ConnId> {
-        while let Some(id) = self.ready.pop_front() {
-            if let Some(conn) = self.conns.get_mut(&id) {
-                conn.queued = false;
+        loop {
+            let id = self.ready.pop_front()?;
+            if self.conns.contains_key(&id) {
                 return Some(id);
             }
         }
-        None
+    }
+
+    /// A connection had its turn; it gets another if it has more to do.
+    pub fn served(&mut self, id: ConnId, more: bool) {
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.queued = more;
+            if more {
+                self.ready.push_back(id);
+            }
+        }
     }
 
     /// The connection whose ring has this port.

@@ -34,6 +34,10 @@ const READ_SIZE: usize = 16 << 10;
 pub struct Daemon<W> {
     core: Core,
     io: Io<W>,
+    /// Whether the world may have events; asked each time if it cannot tell.
+    world_ready: bool,
+    /// What is read from a transport.
+    buffer: Vec<u8>,
 }
 
 /// What ended a connection.
@@ -51,6 +55,8 @@ impl<W: StoreWorld> Daemon<W> {
         Daemon {
             core: Core::new(limits),
             io: Io::new(world, waiting),
+            world_ready: true,
+            buffer: Vec::new(),
         }
     }
 
@@ -108,18 +114,65 @@ impl<W: StoreWorld> Daemon<W> {
         }
     }
 
+    /// Tells that a socket's peer has sent its last.
+    pub fn socket_ending(&mut self, id: ConnId) {
+        if let Some(conn) = self.io.conns.get_mut(&id) {
+            conn.ending = true;
+        }
+        self.socket_ready(id, true, true);
+    }
+
+    /// Tells that the world's descriptor is readable.
+    pub fn world_ready(&mut self) {
+        self.world_ready = true;
+    }
+
+    /// The sockets that could not take all there was for them: [`socket_ready`](Self::socket_ready) is to be called
+    /// when they are writable. Those told before are left out.
+    pub fn take_blocked(&mut self) -> Vec<ConnId> {
+        std::mem::take(&mut self.io.blocked)
+    }
+
     /// Whether there is work left that no descriptor will tell about.
     pub fn has_work(&self) -> bool {
-        !self.io.ready.is_empty()
+        !self.io.ready.is_empty() || self.world_ready
     }
 
     /// Takes what has happened in the world, then serves each connection that has something to do once.
     /// Returns whether there was anything to do.
     pub fn step(&mut self) -> Result<bool, Error> {
-        let mut busy = false;
-        for _ in 0..EVENTS_PER_STEP {
+        let mut busy = self.take_events()?;
+        // Those that are woken meanwhile have their turn in this step too, once.
+        for _ in 0..2 {
+            for _ in 0..self.io.ready.len() {
+                let Some(id) = self.io.next_ready() else {
+                    break;
+                };
+                busy = true;
+                match self.serve(id) {
+                    Ok(more) => self.io.served(id, more),
+                    Err(end) => self.end(id, end),
+                }
+            }
+        }
+        for id in std::mem::take(&mut self.io.doomed) {
+            let why = "does not take its events".to_owned();
+            self.end(id, End::Fault(RingFault::Communication, why));
+        }
+        Ok(busy)
+    }
+
+    /// Takes some of what has happened in the world; whether anything has.
+    fn take_events(&mut self) -> Result<bool, Error> {
+        if !self.world_ready && self.io.world.event_fd().is_some() {
+            return Ok(false);
+        }
+        for taken in 0..EVENTS_PER_STEP {
             match self.io.world.next_event()? {
-                None => break,
+                None => {
+                    self.world_ready = false;
+                    return Ok(taken > 0);
+                }
                 Some(WorldEvent::DomainsChanged) => self.core.domains_changed(&mut self.io),
                 Some(WorldEvent::Port(port)) => {
                     if let Some(id) = self.io.by_port(port)
@@ -131,34 +184,17 @@ impl<W: StoreWorld> Daemon<W> {
                     }
                 }
             }
-            busy = true;
         }
-        // Those that are woken meanwhile have their turn in this step too, once.
-        for _ in 0..2 {
-            for _ in 0..self.io.ready.len() {
-                let Some(id) = self.io.next_ready() else {
-                    break;
-                };
-                busy = true;
-                if let Err(end) = self.serve(id) {
-                    self.end(id, end);
-                }
-            }
-        }
-        for id in std::mem::take(&mut self.io.doomed) {
-            let why = "does not take its events".to_owned();
-            self.end(id, End::Fault(RingFault::Communication, why));
-        }
-        Ok(busy)
+        Ok(true)
     }
 
-    /// One connection's turn: sends, carries out some requests, sends again.
-    fn serve(&mut self, id: ConnId) -> Result<(), End> {
+    /// One connection's turn: sends, carries out some requests, sends again. Whether it has more to do.
+    fn serve(&mut self, id: ConnId) -> Result<bool, End> {
         let moved = self.flush(id)?;
         let moved = self.take_requests(id)? | moved;
         let moved = self.flush(id)? | moved;
-        let Some(conn) = self.io.conns.get_mut(&id) else {
-            return Ok(());
+        let Some(conn) = self.io.conns.get(&id) else {
+            return Ok(false);
         };
         if moved && let Transport::Ring(ring) = &conn.transport {
             let port = ring.port;
@@ -170,34 +206,44 @@ impl<W: StoreWorld> Daemon<W> {
         if conn.ended && !has_message(&conn.input) && conn.output.is_empty() {
             return Err(End::Closed);
         }
-        if more_output || more_input && conn.output.has_room() {
-            self.io.wake(id);
-        }
-        Ok(())
+        Ok(more_output || more_input && conn.output.has_room())
     }
 
     /// Reads and carries out requests; whether any bytes were taken from the transport.
     fn take_requests(&mut self, id: ConnId) -> Result<bool, End> {
+        // Taken out, so that requests may be carried out from where they were read to.
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let result = self.take_requests_by(&mut buffer, id);
+        self.buffer = buffer;
+        result
+    }
+
+    fn take_requests_by(&mut self, buffer: &mut Vec<u8>, id: ConnId) -> Result<bool, End> {
         let mut moved = false;
         let mut left = REQUESTS_PER_TURN;
         loop {
-            left = self.carry_out(id, left)?;
+            self.carry_out_kept(id, &mut left)?;
             let Some(conn) = self.io.conns.get_mut(&id) else {
                 return Ok(moved);
             };
             if left == 0 || !conn.readable || !conn.output.has_room() {
                 return Ok(moved);
             }
+            buffer.clear();
             let len = match &mut conn.transport {
                 Transport::Ring(ring) => ring
-                    .receive(&mut conn.input)
+                    .receive(buffer)
                     .map_err(|error| End::Fault(RingFault::Index, error.to_string()))?,
-                Transport::Socket(fd) => match receive(fd, &mut conn.input) {
+                Transport::Socket(fd) => match receive(fd, buffer) {
                     Ok(0) => {
                         conn.ended = true;
                         0
                     }
-                    Ok(len) => len,
+                    Ok(len) => {
+                        // Less than there was room for: epoll tells when more comes. Of the end it may have told.
+                        conn.readable = len == buffer.capacity() || conn.ending;
+                        len
+                    }
                     Err(OsErrno::AGAIN | OsErrno::INTR) => 0,
                     Err(_) => return Err(End::Closed),
                 },
@@ -206,19 +252,48 @@ impl<W: StoreWorld> Daemon<W> {
                 conn.readable = false;
             }
             moved |= len > 0;
+            if !conn.input.is_empty() {
+                conn.input.extend_from_slice(buffer);
+                continue;
+            }
+            let (used, result) = self.carry_out(id, buffer, &mut left);
+            if let Some(conn) = self.io.conns.get_mut(&id) {
+                conn.input.extend_from_slice(&buffer[used..]);
+            }
+            result?;
         }
     }
 
-    /// Carries out up to `left` of the requests that have come in whole; returns how many more may be.
-    fn carry_out(&mut self, id: ConnId, mut left: usize) -> Result<usize, End> {
+    /// Carries out requests that were kept until there was room for their replies.
+    fn carry_out_kept(&mut self, id: ConnId, left: &mut usize) -> Result<(), End> {
         let Some(conn) = self.io.conns.get_mut(&id) else {
-            return Ok(left);
+            return Ok(());
         };
+        if conn.input.is_empty() {
+            return Ok(());
+        }
         // Taken out, so that the core may queue output to the connection, or end it.
         let mut input = std::mem::take(&mut conn.input);
+        let (used, result) = self.carry_out(id, &input, left);
+        input.drain(..used);
+        if input.is_empty() {
+            input.shrink_to(READ_SIZE);
+        }
+        if let Some(conn) = self.io.conns.get_mut(&id) {
+            conn.input = input;
+        }
+        result
+    }
+
+    /// Carries out up to `left` of the requests that have come in whole; returns how many bytes they took.
+    fn carry_out(
+        &mut self,
+        id: ConnId,
+        input: &[u8],
+        left: &mut usize,
+    ) -> (usize, Result<(), End>) {
         let mut used = 0;
-        let mut result = Ok(());
-        while left > 0 {
+        while *left > 0 {
             let has_room = |conn: &io::Conn| conn.output.has_room();
             if !self.io.conns.get(&id).is_some_and(has_room) {
                 break;
@@ -229,23 +304,15 @@ impl<W: StoreWorld> Daemon<W> {
                     let Frame { header, body } = &frame;
                     self.core.request(&mut self.io, id, header, body);
                     used += frame.size();
-                    left -= 1;
+                    *left -= 1;
                 }
                 Err(error) => {
                     let why = format!("sent {error}");
-                    result = Err(End::Fault(RingFault::Protocol, why));
-                    break;
+                    return (used, Err(End::Fault(RingFault::Protocol, why)));
                 }
             }
         }
-        input.drain(..used);
-        if input.is_empty() {
-            input.shrink_to(READ_SIZE);
-        }
-        if let Some(conn) = self.io.conns.get_mut(&id) {
-            conn.input = input;
-        }
-        result.map(|()| left)
+        (used, Ok(()))
     }
 
     /// Sends what the transport takes; whether any bytes were sent.
@@ -271,6 +338,10 @@ impl<W: StoreWorld> Daemon<W> {
             };
             if len < bytes.len() {
                 conn.writable = false;
+                if matches!(conn.transport, Transport::Socket(_)) && !conn.tells_room {
+                    conn.tells_room = true;
+                    self.io.blocked.push(id);
+                }
             }
             conn.output.sent(len);
             moved |= len > 0;
@@ -300,10 +371,8 @@ fn has_message(input: &[u8]) -> bool {
     !matches!(xs_wire::peek(input), Ok(None))
 }
 
+/// Reads up to [`READ_SIZE`] bytes into an empty buffer.
 fn receive(fd: &std::os::fd::OwnedFd, to: &mut Vec<u8>) -> Result<usize, OsErrno> {
-    let start = to.len();
-    to.resize(start + READ_SIZE, 0);
-    let result = rustix::io::read(fd, &mut to[start..]);
-    to.truncate(start + *result.as_ref().unwrap_or(&0));
-    result
+    to.reserve_exact(READ_SIZE);
+    rustix::io::read(fd, rustix::buffer::spare_capacity(to))
 }
