@@ -2,11 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use xen_hal::DomainControl;
 
 use clap::{Args, Subcommand};
 use xen_backend::daemon::{self, Common, Signals};
 use xlrs::host::{self, Part, State, Wanted};
-use xlrs::{Result, consoled, supervise};
+use xlrs::{Error, Result, consoled, supervise};
 use xs_client::Connection;
 
 use super::inspect::print_json;
@@ -68,16 +69,25 @@ pub fn host(args: HostArgs) -> Result<ExitCode> {
                 stock: args.stock.into_iter().collect(),
                 programs: args.programs,
             };
-            host::start(&wanted, |line| {
+            let preflight = || xen_dom0::preflight().map_err(|e| Error::new("reach Xen", "", e));
+            host::start(&wanted, preflight, |line| {
                 if !args.quiet {
                     eprintln!("{line}");
                 }
             })?;
         }
-        Verb::Stop(args) => host::stop(args.force, |line| eprintln!("{line}"))?,
+        Verb::Stop(args) => host::stop(running_guests(), args.force, |line| eprintln!("{line}"))?,
         Verb::Status(args) => return status(&args),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// How many guests there are, none if Xen cannot tell.
+fn running_guests() -> usize {
+    let list = xen_dom0::Hypervisor::open().and_then(|xen| xen.list());
+    let guests =
+        |list: Vec<xen_hal::DomainInfo>| list.iter().filter(|info| info.dom.0 != 0).count();
+    list.map_or(0, guests)
 }
 
 fn status(args: &StatusArgs) -> Result<ExitCode> {

@@ -29,11 +29,11 @@ const NODES: &[(&str, &str)] = &[
     ("/dev/loop-control", "loop"),
 ];
 
-/// Checks that this is a dom0, and makes what is missing that can be made.
+/// Makes what is missing that can be made, and has `preflight` check that this is a dom0.
 ///
 /// # Errors
 /// This is no dom0, or a folder cannot be made.
-pub fn prepare_ground() -> Result<()> {
+pub fn prepare_ground(preflight: impl FnOnce() -> Result<()>) -> Result<()> {
     let kind = fs::read_to_string("/sys/hypervisor/type").unwrap_or_default();
     if kind.trim() == "xen" {
         for (node, module) in NODES {
@@ -47,7 +47,7 @@ pub fn prepare_ground() -> Result<()> {
             let _ = mount("xenfs", "/proc/xen", "xenfs", MountFlags::empty(), None);
         }
     }
-    xen_dom0::preflight().map_err(|e| Error::new("reach Xen", "", e))?;
+    preflight()?;
     for folder in FOLDERS {
         fs::create_dir_all(folder).map_err(|e| Error::system("make the folder", folder, &e))?;
     }

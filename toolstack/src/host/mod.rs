@@ -33,18 +33,22 @@ pub struct Wanted {
     pub programs: Option<PathBuf>,
 }
 
-/// Starts what does not run yet; tells `say` about each part.
+/// Starts what does not run yet; tells `say` about each part. `preflight` checks that this is a dom0.
 ///
 /// # Errors
 /// The first part that could not be started; those before it go on running.
-pub fn start(wanted: &Wanted, mut say: impl FnMut(&str)) -> Result<()> {
+pub fn start(
+    wanted: &Wanted,
+    preflight: impl FnOnce() -> Result<()>,
+    mut say: impl FnMut(&str),
+) -> Result<()> {
     if crate::os::effective_user() != 0 {
         return Err(
             Error::new("start the host's daemons", "", "only root can do that")
                 .hint("sudo xlrs host start"),
         );
     }
-    prepare_ground()?;
+    prepare_ground(preflight)?;
     for part in Part::ALL {
         let begun = Instant::now();
         let stock = wanted.stock.contains(&part);
@@ -76,22 +80,22 @@ pub fn start(wanted: &Wanted, mut say: impl FnMut(&str)) -> Result<()> {
     Ok(())
 }
 
-/// Stops our parts, the last started first; tells `say` about each.
+/// Stops our parts, the last started first; tells `say` about each. `guests` is how many are running.
 ///
 /// # Errors
 /// Guests are running and `force` is not given, or a part does not end.
-pub fn stop(force: bool, mut say: impl FnMut(&str)) -> Result<()> {
+pub fn stop(guests: usize, force: bool, mut say: impl FnMut(&str)) -> Result<()> {
     if crate::os::effective_user() != 0 {
         return Err(
             Error::new("stop the host's daemons", "", "only root can do that")
                 .hint("sudo xlrs host stop"),
         );
     }
-    if !force && let Some(count) = running_guests() {
+    if !force && guests > 0 {
         return Err(Error::new(
             "stop the host's daemons",
             "",
-            format!("{count} guests are running and need them"),
+            format!("{guests} guests are running and need them"),
         )
         .hint("`xlrs shutdown --all --wait` first, or use --force"));
     }
@@ -138,14 +142,6 @@ pub fn status_json(rows: &[(Part, State)]) -> Value {
 fn connect() -> Result<Connection> {
     Connection::open(xs_client::SOCKET.as_ref())
         .map_err(|e| Error::new("reach the store daemon", "", e))
-}
-
-/// How many guests there are, `None` if there are none or Xen cannot tell.
-fn running_guests() -> Option<usize> {
-    use xen_hal::DomainControl;
-    let list = xen_dom0::Hypervisor::open().ok()?.list().ok()?;
-    let guests = list.iter().filter(|info| info.dom.0 != 0).count();
-    (guests > 0).then_some(guests)
 }
 
 /// What xen-init-dom0 writes, and the folders that libxl makes with the first guest: who compares the
