@@ -42,6 +42,37 @@ pub trait Store {
     fn unwatch(&self, path: &str, token: &str) -> Result<(), StoreError>;
     /// Takes the next watch event that has arrived, without waiting.
     fn next_event(&self) -> Result<Option<WatchEvent>, StoreError>;
+
+    /// Does several things in order; what fails does not stop what stands behind it. A world may send all
+    /// requests before it waits for the first reply.
+    fn batch(&self, tx: Option<TxId>, ops: &[StoreOp<'_>]) -> Vec<Result<Vec<u8>, StoreError>> {
+        let one = |op: &StoreOp<'_>| {
+            match *op {
+                StoreOp::Read(path) => return self.read(tx, path),
+                StoreOp::Write(path, value) => self.write(tx, path, value),
+                StoreOp::Mkdir(path) => self.mkdir(tx, path),
+                StoreOp::Rm(path) => self.rm(tx, path),
+                StoreOp::SetPermissions(path, list) => self.set_permissions(tx, path, list),
+            }
+            .map(|()| Vec::new())
+        };
+        ops.iter().map(one).collect()
+    }
+}
+
+/// One thing of a [batch](Store::batch).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreOp<'a> {
+    /// A node's value is the result.
+    Read(&'a str),
+    /// Writes a value, making the node and its parents if absent.
+    Write(&'a str, &'a [u8]),
+    /// Makes an empty node (and its parents) if absent.
+    Mkdir(&'a str),
+    /// Removes a node and all below it.
+    Rm(&'a str),
+    /// Replaces a node's permissions.
+    SetPermissions(&'a str, &'a [Permission]),
 }
 
 impl<S: Store + ?Sized> Store for &S {
@@ -96,6 +127,10 @@ impl<S: Store + ?Sized> Store for &S {
 
     fn next_event(&self) -> Result<Option<WatchEvent>, StoreError> {
         (**self).next_event()
+    }
+
+    fn batch(&self, tx: Option<TxId>, ops: &[StoreOp<'_>]) -> Vec<Result<Vec<u8>, StoreError>> {
+        (**self).batch(tx, ops)
     }
 }
 

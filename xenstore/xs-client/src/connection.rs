@@ -7,13 +7,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use xen_hal::Store;
+use xen_hal::{Store, StoreOp};
 use xen_sys::{DomId, Errno, Port};
 use xs_wire::call::{self, Exchange};
-use xs_wire::{Client, Permission, Request, StoreError, TxId, WatchEvent};
+use xs_wire::{Client, MAX_PENDING, Permission, Request, RequestId, StoreError, TxId, WatchEvent};
 
 use crate::open::{self, OpenError};
 
+/// Most requests sent before the first reply is waited for; fewer than a connection may have open.
+const BATCH: usize = 128;
+const _: () = assert!(BATCH < MAX_PENDING);
 /// How long a request waits for its reply unless [`Connection::set_timeout`] says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -22,6 +25,9 @@ pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Connection {
     fd: OwnedFd,
+    /// Whether requests may be sent before the replies to those before them have come: not through the
+    /// kernel's device, which takes one message a write.
+    pipelines: bool,
     state: Mutex<State>,
 }
 
@@ -46,6 +52,7 @@ impl Connection {
 
     pub(crate) fn new(fd: OwnedFd) -> Connection {
         Connection {
+            pipelines: rustix::net::sockopt::socket_type(&fd).is_ok(),
             fd,
             state: Mutex::new(State {
                 client: Client::new(),
@@ -171,34 +178,76 @@ impl Connection {
     }
 }
 
-impl Exchange for Connection {
-    fn exchange(&self, tx: Option<TxId>, request: &Request<'_>) -> Result<Vec<u8>, StoreError> {
-        let failed = |errno| StoreError {
-            op: request.op().name(),
-            object: request.object(),
-            errno,
-        };
+impl Connection {
+    /// Sends what is queued, then waits for the reply to `id`.
+    fn reply(
+        &self,
+        client: &mut Client,
+        id: RequestId,
+        deadline: Option<Instant>,
+    ) -> io::Result<Result<Vec<u8>, Errno>> {
+        self.flush(client, deadline)?;
+        loop {
+            if let Some(reply) = client.take_reply(id) {
+                return Ok(reply);
+            }
+            if !wait(self.fd.as_fd(), PollFlags::IN, deadline)? {
+                return Err(ErrorKind::TimedOut.into());
+            }
+            self.receive(client)?;
+        }
+    }
+
+    /// Sends all requests, then waits for the replies.
+    fn exchange_all(
+        &self,
+        tx: Option<TxId>,
+        requests: &[Request<'_>],
+    ) -> Vec<Result<Vec<u8>, StoreError>> {
         let mut state = self.state();
         let deadline = Instant::now().checked_add(state.timeout);
         let client = &mut state.client;
-        let id = client.request(tx, request).map_err(failed)?;
-        let mut attempt = || -> io::Result<Result<Vec<u8>, Errno>> {
-            self.flush(client, deadline)?;
-            loop {
-                if let Some(reply) = client.take_reply(id) {
-                    return Ok(reply);
+        let ids: Vec<_> = requests
+            .iter()
+            .map(|request| client.request(tx, request))
+            .collect();
+        ids.into_iter()
+            .zip(requests)
+            .map(|(id, request)| {
+                let id = id.map_err(|errno| failed(request, errno))?;
+                match self.reply(client, id, deadline) {
+                    Ok(reply) => reply.map_err(|errno| failed(request, errno)),
+                    Err(error) => {
+                        client.forget(id);
+                        Err(failed(request, errno_of(&error)))
+                    }
                 }
-                if !wait(self.fd.as_fd(), PollFlags::IN, deadline)? {
-                    return Err(ErrorKind::TimedOut.into());
-                }
-                self.receive(client)?;
-            }
-        };
-        match attempt() {
-            Ok(reply) => reply.map_err(failed),
+            })
+            .collect()
+    }
+}
+
+fn failed(request: &Request<'_>, errno: Errno) -> StoreError {
+    StoreError {
+        op: request.op().name(),
+        object: request.object(),
+        errno,
+    }
+}
+
+impl Exchange for Connection {
+    fn exchange(&self, tx: Option<TxId>, request: &Request<'_>) -> Result<Vec<u8>, StoreError> {
+        let mut state = self.state();
+        let deadline = Instant::now().checked_add(state.timeout);
+        let client = &mut state.client;
+        let id = client
+            .request(tx, request)
+            .map_err(|errno| failed(request, errno))?;
+        match self.reply(client, id, deadline) {
+            Ok(reply) => reply.map_err(|errno| failed(request, errno)),
             Err(error) => {
                 client.forget(id);
-                Err(failed(errno_of(&error)))
+                Err(failed(request, errno_of(&error)))
             }
         }
     }
@@ -260,6 +309,25 @@ impl Store for Connection {
             self.receive(client).map_err(event_error)?;
         }
         Ok(client.next_event())
+    }
+
+    fn batch(&self, tx: Option<TxId>, ops: &[StoreOp<'_>]) -> Vec<Result<Vec<u8>, StoreError>> {
+        let requests: Vec<_> = ops.iter().map(request_of).collect();
+        let at_once = if self.pipelines { BATCH } else { 1 };
+        requests
+            .chunks(at_once)
+            .flat_map(|requests| self.exchange_all(tx, requests))
+            .collect()
+    }
+}
+
+fn request_of<'a>(op: &StoreOp<'a>) -> Request<'a> {
+    match *op {
+        StoreOp::Read(path) => Request::Read(path.as_bytes()),
+        StoreOp::Write(path, value) => Request::Write(path.as_bytes(), value),
+        StoreOp::Mkdir(path) => Request::Mkdir(path.as_bytes()),
+        StoreOp::Rm(path) => Request::Rm(path.as_bytes()),
+        StoreOp::SetPermissions(path, list) => Request::SetPerms(path.as_bytes(), list.to_vec()),
     }
 }
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use xen_hal::{Store, StoreExt};
+use xen_hal::{Store, StoreExt, StoreOp};
 use xen_sys::Errno;
 use xs_client::Connection;
 use xs_wire::{Header, Op};
@@ -102,4 +102,38 @@ fn no_daemon() {
     assert!(text.contains("xs-client-no-such-socket"), "{text}");
     assert!(text.contains("xlrs host start"), "{text}");
     assert_eq!(error.errno(), Errno::ENOENT);
+}
+
+#[test]
+fn a_batch_is_sent_before_the_first_reply() {
+    const COUNT: usize = 300;
+    let (path, thread) = daemon("batch", |mut stream| {
+        let mut seen = 0;
+        while seen < COUNT {
+            // All of a round is there before anything is answered.
+            let round = (COUNT - seen).min(128);
+            let requests: Vec<_> = (0..round).map(|_| take(&mut stream)).collect();
+            for (header, body) in requests {
+                match body.starts_with(b"/bad\0") {
+                    true => send(&mut stream, Op::Error, header.req_id, b"EACCES\0"),
+                    false => send(&mut stream, Op::Write, header.req_id, b"OK\0"),
+                }
+                seen += 1;
+            }
+        }
+    });
+    let store = Connection::open(&path).unwrap();
+    store.set_timeout(Duration::from_secs(5));
+    let mut ops = vec![StoreOp::Write("/good", b"1"); COUNT];
+    ops[7] = StoreOp::Write("/bad", b"1");
+    let results = store.batch(None, &ops);
+    assert_eq!(results.len(), COUNT);
+    for (index, result) in results.into_iter().enumerate() {
+        match index {
+            7 => assert_eq!(result.unwrap_err().errno, Errno::EACCES),
+            _ => drop(result.unwrap()),
+        }
+    }
+    thread.join().unwrap();
+    std::fs::remove_file(path).unwrap();
 }
