@@ -96,6 +96,7 @@ pub fn create<C: DomainControl, S: StoreControl>(
     for nic in &guest.nics {
         all.extend(nodes::nic(dom, nic));
     }
+    let all = all.compact();
     store.transaction(|store, tx| all.write(store, tx).map_err(declare_error(guest)))?;
     drop(lock);
 

@@ -9,7 +9,7 @@ use xen_sys::DomId;
 use crate::error::{Error, Kind, Result};
 use crate::lock::{About, Lock};
 use crate::nodes;
-use crate::store::{Awaited, Look, StoreControl, children, text, wait_backends};
+use crate::store::{Awaited, Look, StoreControl, children, remove_all, text, wait_backends};
 use crate::userdata;
 
 /// How long back ends may take to let go of a guest that is removed.
@@ -154,10 +154,12 @@ pub fn remove_devices<S: StoreControl>(store: &S, dom: DomId) -> Result<()> {
         if device.kind == "vbd" {
             detach(store, device)?;
         }
-        store
-            .rm_if_present(None, &device.backend)
-            .map_err(Error::store("remove", &device.backend))?;
     }
+    let paths: Vec<_> = devices
+        .iter()
+        .map(|device| device.backend.clone())
+        .collect();
+    remove_all(store, None, &paths).map_err(Error::store("remove the back ends of domain", dom))?;
     waited
 }
 
@@ -180,15 +182,10 @@ fn detach(store: &impl Store, device: &Device) -> Result<()> {
 /// # Errors
 /// The store's.
 pub fn remove_nodes(store: &impl Store, dom: DomId, uuid: &[u8; 16]) -> Result<()> {
-    store.transaction::<(), Error>(|store, tx| {
-        let tx = Some(tx);
-        store.rm_if_present(tx, &nodes::vm(uuid))?;
-        store.rm_if_present(tx, &nodes::home(dom))?;
-        store.rm_if_present(tx, &nodes::libxl(dom))?;
-        for kind in ["vbd", "vif", "console"] {
-            // The directory above a guest's back ends stays empty behind them.
-            store.rm_if_present(tx, &format!("/local/domain/0/backend/{kind}/{dom}"))?;
-        }
-        Ok(())
-    })
+    let mut paths = vec![nodes::vm(uuid), nodes::home(dom), nodes::libxl(dom)];
+    for kind in ["vbd", "vif", "console"] {
+        // The folder above a guest's back ends stays empty behind them.
+        paths.push(format!("/local/domain/0/backend/{kind}/{dom}"));
+    }
+    store.transaction::<(), Error>(|store, tx| Ok(remove_all(store, Some(tx), &paths)?))
 }

@@ -1,7 +1,9 @@
 //! The store nodes of a guest, as libxl lays them out, so that stock tools see one of their own.
 //! Nothing is written here: what is to be written is a value that can be looked at and tested.
 
-use xen_hal::{Permission, Store, TxId};
+use std::collections::{BTreeMap, BTreeSet};
+
+use xen_hal::{Permission, Store, StoreOp, TxId};
 use xen_sys::{DomId, Mfn, Port};
 use xs_wire::{Access, StoreError};
 
@@ -45,19 +47,59 @@ impl Nodes {
         self.0.extend(other.0);
     }
 
+    /// The same effect with fewer requests: permissions that a node inherits are not set again, and a
+    /// folder without permissions of its own is made by what is written below it.
+    pub fn compact(self) -> Nodes {
+        let mut known: BTreeMap<String, Vec<Permission>> = BTreeMap::new();
+        let mut kept: Vec<Node> = Vec::new();
+        let mut all = self.0;
+        for node in &mut all {
+            let inherited = above(&node.path).find_map(|path| known.get(path));
+            if node.permissions.is_some() && node.permissions.as_ref() == inherited {
+                node.permissions = None;
+            }
+            if let Some(own) = &node.permissions {
+                known.insert(node.path.clone(), own.clone());
+            }
+        }
+        let folders: BTreeSet<String> = all
+            .iter()
+            .flat_map(|node| above(&node.path).map(String::from))
+            .collect();
+        for node in all {
+            let implied = node.value.is_empty() && node.permissions.is_none();
+            if !(implied && folders.contains(&node.path)) {
+                kept.push(node);
+            }
+        }
+        Nodes(kept)
+    }
+
     /// Writes all of them.
     ///
     /// # Errors
     /// The first that the store refuses.
     pub fn write(&self, store: &impl Store, tx: TxId) -> Result<(), StoreError> {
+        let mut ops = Vec::with_capacity(self.0.len() * 2);
         for node in &self.0 {
-            store.write(Some(tx), &node.path, node.value.as_bytes())?;
+            ops.push(StoreOp::Write(&node.path, node.value.as_bytes()));
             if let Some(permissions) = &node.permissions {
-                store.set_permissions(Some(tx), &node.path, permissions)?;
+                ops.push(StoreOp::SetPermissions(&node.path, permissions));
             }
         }
-        Ok(())
+        let results = store.batch(Some(tx), &ops);
+        results
+            .into_iter()
+            .find_map(Result::err)
+            .map_or(Ok(()), Err)
     }
+}
+
+/// The paths above a path, the nearest first.
+fn above(path: &str) -> impl Iterator<Item = &str> {
+    std::iter::successors(Some(path), |path| path.rsplit_once('/').map(|(up, _)| up))
+        .skip(1)
+        .filter(|path| !path.is_empty())
 }
 
 /// `/local/domain/D`

@@ -41,6 +41,10 @@ fn the_nodes_are_those_of_stock_xl() {
     };
     nodes.extend(nic(dom, &card));
 
+    let compact = nodes.clone().compact();
+    assert!(compact.0.len() < nodes.0.len());
+    assert_eq!(sorted(listing(&compact)), sorted(listing(&nodes)));
+
     let shared = |line: &&String| !line.contains("/1") && line.ends_with("\"\" (n0)");
     let mut ours: Vec<String> = listing(&nodes);
     ours.retain(|line| !shared(&line) || line.contains("6a38c574"));
@@ -95,4 +99,9 @@ fn listing(nodes: &Nodes) -> Vec<String> {
             format!("{path} = \"{value}\" ({})", list.join(","))
         })
         .collect()
+}
+
+fn sorted(mut lines: Vec<String>) -> Vec<String> {
+    lines.sort();
+    lines
 }

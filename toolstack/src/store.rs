@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use xen_hal::{Store, StoreExt, TxId, WatchEvent, XenbusState};
+use xen_hal::{Store, StoreExt, StoreOp, TxId, WatchEvent, XenbusState};
 use xen_sys::{DomId, Mfn, Port};
 use xs_client::Connection;
 use xs_wire::StoreError;
@@ -70,6 +70,57 @@ pub fn name_of(store: &impl Store, dom: DomId) -> Result<Option<String>, StoreEr
     text(store, None, &format!("{}/name", nodes::home(dom)))
 }
 
+/// The names of many guests.
+///
+/// # Errors
+/// The store's.
+pub fn names_of(store: &impl Store, doms: &[DomId]) -> Result<Vec<Option<String>>, StoreError> {
+    let paths: Vec<_> = doms
+        .iter()
+        .map(|dom| format!("{}/name", nodes::home(*dom)))
+        .collect();
+    texts(store, None, &paths)
+}
+
+/// Many text nodes, each `None` if there is none.
+///
+/// # Errors
+/// The store's.
+pub fn texts(
+    store: &impl Store,
+    tx: Option<TxId>,
+    paths: &[String],
+) -> Result<Vec<Option<String>>, StoreError> {
+    let ops: Vec<_> = paths.iter().map(|path| StoreOp::Read(path)).collect();
+    store
+        .batch(tx, &ops)
+        .into_iter()
+        .map(|result| match result {
+            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
+            Err(error) if error.errno == xen_sys::Errno::ENOENT => Ok(None),
+            Err(error) => Err(error),
+        })
+        .collect()
+}
+
+/// Removes many nodes, whether they are there or not.
+///
+/// # Errors
+/// The first that resists.
+pub fn remove_all(
+    store: &impl Store,
+    tx: Option<TxId>,
+    paths: &[String],
+) -> Result<(), StoreError> {
+    let ops: Vec<_> = paths.iter().map(|path| StoreOp::Rm(path)).collect();
+    let resists = |error: &StoreError| error.errno != xen_sys::Errno::ENOENT;
+    let results = store.batch(tx, &ops).into_iter();
+    results
+        .filter_map(Result::err)
+        .find(resists)
+        .map_or(Ok(()), Err)
+}
+
 /// The guest that is meant by a name, or by a number if it is made of digits.
 ///
 /// # Errors
@@ -102,15 +153,15 @@ pub fn find_domain(store: &impl Store, word: &str) -> Result<DomId> {
 pub fn find_by_name(store: &impl Store, name: &str) -> Result<Option<DomId>> {
     let failed = Error::store("look for the name", name);
     let found = || -> Result<Option<DomId>, StoreError> {
-        for child in children(store, None, "/local/domain")? {
-            let Ok(dom) = child.parse().map(DomId) else {
-                continue;
-            };
-            if name_of(store, dom)?.as_deref() == Some(name) {
-                return Ok(Some(dom));
-            }
-        }
-        Ok(None)
+        let doms: Vec<DomId> = children(store, None, "/local/domain")?
+            .iter()
+            .filter_map(|child| child.parse().ok().map(DomId))
+            .collect();
+        let names = names_of(store, &doms)?;
+        let at = names
+            .iter()
+            .position(|found| found.as_deref() == Some(name));
+        Ok(at.map(|at| doms[at]))
     };
     found().map_err(failed)
 }

@@ -7,7 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use xen_hal::{DomainControl, DomainInfo, HostInfo, ShutdownReason};
 use xen_sys::DomId;
-use xlrs::store::{find_by_name, find_domain, name_of};
+use xlrs::store::{find_by_name, find_domain, name_of, names_of};
 use xlrs::{Error, Kind, Result, uuid};
 
 /// Most of the hypervisor's log that is read; its buffer is 16 KiB by default.
@@ -73,19 +73,21 @@ pub fn list(args: &ListArgs) -> Result<ExitCode> {
             })
             .collect::<Result<_>>()?,
     };
-    let name = |dom| name_of(&store, dom).map_err(Error::store("read the name of domain", dom));
+    let doms: Vec<_> = list.iter().map(|info| info.dom).collect();
+    let names =
+        names_of(&store, &doms).map_err(Error::store("read the names of", "the domains"))?;
     if args.json {
         let rows = list
             .iter()
-            .map(|info| Ok(row_json(info, name(info.dom)?)))
-            .collect::<Result<Vec<_>>>()?;
-        return print_json(&Value::Array(rows));
+            .zip(names)
+            .map(|(info, name)| row_json(info, name));
+        return print_json(&Value::Array(rows.collect()));
     }
     let mut text = String::from(
         "Name                                        ID   Mem VCPUs\tState\tTime(s)\n",
     );
-    for info in &list {
-        text.push_str(&row(info, name(info.dom)?.as_deref()));
+    for (info, name) in list.iter().zip(&names) {
+        text.push_str(&row(info, name.as_deref()));
     }
     print(&text)
 }
