@@ -54,6 +54,7 @@ const PROGRAMS: &[&str] = &[
     "usr/bin/flock",
     "sbin/mke2fs",
     "sbin/e2fsck",
+    "sbin/debugfs",
     "sbin/blkid",
     "bin/lsblk",
     "usr/bin/prlimit",

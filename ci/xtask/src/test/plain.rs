@@ -127,6 +127,9 @@ struct Seen {
 
 impl Seen {
     fn line(&mut self, line: &str) {
+        if line.starts_with("running ") || line.starts_with("test result: ok") {
+            return;
+        }
         if let Some(rest) = line.strip_prefix("test ") {
             if let Some((name, verdict)) = rest.rsplit_once(" ... ") {
                 let name = name.trim_end_matches(" - should panic").to_string();
@@ -146,8 +149,6 @@ impl Seen {
                     return;
                 }
             }
-        } else if line.starts_with("running ") || line.starts_with("test result: ok") {
-            return;
         }
         if !line.trim().is_empty() {
             self.words += line;
@@ -230,5 +231,6 @@ mod tests {
             .collect();
         assert_eq!(ignored, ["e: needs Xen", "f: ignored, no reason given"]);
         assert!(seen.words.contains("---- d stdout ----"));
+        assert!(!seen.words.contains("test a::b"));
     }
 }
