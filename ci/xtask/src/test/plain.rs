@@ -130,24 +130,26 @@ impl Seen {
         if line.starts_with("running ") || line.starts_with("test result: ok") {
             return;
         }
-        if let Some(rest) = line.strip_prefix("test ") {
-            if let Some((name, verdict)) = rest.rsplit_once(" ... ") {
-                let name = name.trim_end_matches(" - should panic").to_string();
-                if verdict == "ok" {
-                    self.passed += 1;
-                    return;
-                } else if verdict.starts_with("FAILED") {
-                    self.failed.push(name);
-                } else if let Some(why) = verdict.strip_prefix("ignored") {
-                    let why = why.trim_start_matches([',', ' ']);
-                    let why = if why.is_empty() {
-                        "ignored, no reason given"
-                    } else {
-                        why
-                    };
-                    self.ignored.push((name, why.into()));
-                    return;
-                }
+        if let Some(rest) = line.strip_prefix("test ")
+            && let Some((name, verdict)) = rest.rsplit_once(" ... ")
+        {
+            let name = name.trim_end_matches(" - should panic").to_string();
+            if verdict == "ok" {
+                self.passed += 1;
+                return;
+            }
+            if let Some(why) = verdict.strip_prefix("ignored") {
+                let why = why.trim_start_matches([',', ' ']);
+                let why = if why.is_empty() {
+                    "ignored, no reason given"
+                } else {
+                    why
+                };
+                self.ignored.push((name, why.into()));
+                return;
+            }
+            if verdict.starts_with("FAILED") {
+                self.failed.push(name);
             }
         }
         if !line.trim().is_empty() {
