@@ -1,7 +1,7 @@
 //! Who may do what with a node. A domain is told by its number and its life, so that a later domain with
 //! the same number inherits nothing (XSA-322, XSA-417).
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use xen_sys::DomId;
 use xs_wire::{Access, Permission};
@@ -26,7 +26,7 @@ impl DomLife {
 /// A node's permission list, never empty; the first entry is the owner and everyone else's right. Shared by
 /// all nodes that inherited it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Acl(Arc<Vec<Entry>>);
+pub struct Acl(Rc<Vec<Entry>>);
 
 /// One entry of the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +77,7 @@ impl Actor {
 impl Acl {
     /// dom0's own, with this right for everyone else.
     pub fn dom0(others: Access) -> Acl {
-        Acl(Arc::new(vec![Entry {
+        Acl(Rc::new(vec![Entry {
             who: DomLife::DOM0,
             access: others,
         }]))
@@ -85,7 +85,7 @@ impl Acl {
 
     /// The list, unless it is empty.
     pub fn new(entries: Vec<Entry>) -> Option<Acl> {
-        (!entries.is_empty()).then(|| Acl(Arc::new(entries)))
+        (!entries.is_empty()).then(|| Acl(Rc::new(entries)))
     }
 
     /// The owner.
@@ -100,7 +100,7 @@ impl Acl {
 
     /// Whether this is the same list in memory, which says that it is equal.
     pub fn same(&self, other: &Acl) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Rc::ptr_eq(&self.0, &other.0)
     }
 
     /// Whether `actor` has the right: owners and dom0 have every one, then the first entry that names the
@@ -125,7 +125,7 @@ impl Acl {
         }
         let mut entries = Vec::clone(&self.0);
         entries[0].who = actor.who;
-        Acl(Arc::new(entries))
+        Acl(Rc::new(entries))
     }
 
     /// The list as clients see it: entries of domains that are gone are left out, and what they owned is dom0's.

@@ -21,7 +21,7 @@ mod tests;
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
-use std::sync::Arc;
+use std::rc::Rc;
 
 use xen_sys::{DomId, Errno, Port};
 use xs_wire::{Access, Header, Op};
@@ -79,11 +79,11 @@ pub enum DomainState {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Event {
     /// The path that changed.
-    pub path: Arc<str>,
+    pub path: Rc<str>,
     /// Bytes to leave out at its front.
     pub skip: usize,
     /// The watch's token.
-    pub token: Arc<[u8]>,
+    pub token: Rc<[u8]>,
 }
 
 impl Event {
@@ -133,7 +133,7 @@ pub struct Core {
 struct Client {
     actor: Actor,
     /// The paths of its watches, with how many there are on each.
-    watched: HashMap<Arc<str>, u32>,
+    watched: HashMap<Rc<str>, u32>,
     watch_count: u32,
     transactions: HashMap<u32, Transaction>,
 }

@@ -2,7 +2,7 @@
 //! and for a transaction's replay at commit. Every check comes before the first effect (XSA-272).
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use xen_sys::Errno;
 
@@ -16,7 +16,7 @@ use super::tree::{Node, Tree, walk};
 #[derive(Clone, Debug)]
 pub struct Change {
     /// The node, or a special name.
-    pub path: Arc<str>,
+    pub path: Rc<str>,
     /// Only watches on this very path are told: the node went because one above it was removed.
     pub exact: bool,
     /// Who may know: those who can read one of these.
@@ -170,25 +170,28 @@ impl Ops<'_> {
             right => right,
         };
         let allowed = node.acl().allows(&self.actor, right);
-        let rights = if self.actor.is_privileged() {
-            0
-        } else {
-            READ_ACL
-        };
-        if exists {
-            self.note(path, seen | rights);
-        } else {
-            self.note(path, READ_EXISTS);
-            if rights != 0 {
-                // A node that appears in between could hide what is below.
-                let missing = first_below(found, path);
-                self.note(missing, READ_EXISTS);
-                self.note(found, rights);
+        if let Some(reads) = &mut self.reads {
+            let rights = if self.actor.is_privileged() {
+                0
+            } else {
+                READ_ACL
+            };
+            if exists {
+                reads.note(path, seen | rights);
+            } else {
+                reads.note(path, READ_EXISTS);
+                if rights != 0 {
+                    // A node that appears in between could hide what is below.
+                    reads.note(first_below(found, path), READ_EXISTS);
+                    reads.note(found, rights);
+                }
+            }
+            if !self.actor.is_privileged() && reads.nodes() > self.limits.transaction_nodes {
+                return Err(Errno::ENOSPC);
             }
         }
-        self.check_reads()?;
         match (allowed, exists) {
-            (true, true) => Ok(self.tree.get(path).ok_or(Errno::ENOENT)?),
+            (true, true) => Ok(node),
             (true, false) => Err(Errno::ENOENT),
             (false, _) => Err(Errno::EACCES),
         }
@@ -207,17 +210,6 @@ impl Ops<'_> {
     fn note(&mut self, path: &str, seen: u8) {
         if let Some(reads) = &mut self.reads {
             reads.note(path, seen);
-        }
-    }
-
-    fn check_reads(&self) -> Result<(), Errno> {
-        match &self.reads {
-            Some(reads)
-                if !self.actor.is_privileged() && reads.nodes() > self.limits.transaction_nodes =>
-            {
-                Err(Errno::ENOSPC)
-            }
-            _ => Ok(()),
         }
     }
 

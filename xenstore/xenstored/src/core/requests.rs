@@ -1,6 +1,6 @@
 //! Requests: what each operation does and answers. The reply to a request is queued before the events it causes.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use xen_sys::{DomId, Errno, Port};
 use xs_wire::{
@@ -316,7 +316,7 @@ impl Core {
         if !actor.is_privileged() && client.watch_count >= most {
             return Err(Errno::ENOSPC);
         }
-        let token: Arc<[u8]> = token.into();
+        let token: Rc<[u8]> = token.into();
         let watch = Watch {
             conn,
             token: token.clone(),
@@ -326,7 +326,7 @@ impl Core {
         if !self.watches.add(&path, watch) {
             return Err(Errno::EEXIST);
         }
-        let path: Arc<str> = path.into();
+        let path: Rc<str> = path.into();
         let client = self.client(conn)?;
         client.watch_count += 1;
         *client.watched.entry(path.clone()).or_default() += 1;

@@ -196,7 +196,7 @@ fn distinct(changes: Vec<Change>) -> Vec<Change> {
     if changes.len() < 2 {
         return changes;
     }
-    let mut seen: HashMap<(std::sync::Arc<str>, bool), usize> = HashMap::new();
+    let mut seen: HashMap<(std::rc::Rc<str>, bool), usize> = HashMap::new();
     let mut result: Vec<Change> = Vec::new();
     for change in changes {
         match seen.get(&(change.path.clone(), change.exact)) {

@@ -1,7 +1,7 @@
 //! The tree of nodes: immutable to whoever holds a copy, changed by copying what lies on the way to the change.
 //! Taking a copy of the whole costs one reference count.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use super::acl::Acl;
 use super::path;
@@ -9,7 +9,7 @@ use super::path;
 /// A whole tree. Cloning it is O(1); a change to one clone does not show in the others.
 #[derive(Clone, Debug)]
 pub struct Tree {
-    root: Arc<Node>,
+    root: Rc<Node>,
     /// Counts changes of any kind in this tree and its ancestors; equal numbers along one history say
     /// that nothing has changed.
     generation: u64,
@@ -28,7 +28,7 @@ pub struct Node {
 #[derive(Clone, Debug, Default)]
 struct Children {
     /// Ordered by name.
-    list: Vec<Arc<Node>>,
+    list: Vec<Rc<Node>>,
     /// Bytes of all names, each with a NUL.
     names_len: u32,
     /// The tree's generation when a name was last added or removed.
@@ -39,7 +39,7 @@ impl Tree {
     /// A tree of nothing but the root.
     pub fn new(acl: Acl) -> Tree {
         Tree {
-            root: Arc::new(Node::new("", b"", acl)),
+            root: Rc::new(Node::new("", b"", acl)),
             generation: 1,
         }
     }
@@ -97,7 +97,7 @@ impl Tree {
         };
         let children = parent.children.get_or_insert_default();
         if let Err(at) = children.position(name) {
-            let node = Arc::new(Node::new(name, value, acl));
+            let node = Rc::new(Node::new(name, value, acl));
             children.list.insert(at, node);
             children.names_len += name.len() as u32 + 1;
             children.generation = generation;
@@ -105,7 +105,7 @@ impl Tree {
     }
 
     /// Takes a node out with all below it. The root stays.
-    pub fn remove(&mut self, path: &str) -> Option<Arc<Node>> {
+    pub fn remove(&mut self, path: &str) -> Option<Rc<Node>> {
         self.get(path)?;
         let (parent, name) = path::split(path)?;
         self.generation += 1;
@@ -137,11 +137,11 @@ impl Tree {
 
     /// The node for changing; whatever on the way is shared with another tree is copied.
     fn get_mut(&mut self, path: &str) -> Option<&mut Node> {
-        let mut node = Arc::make_mut(&mut self.root);
+        let mut node = Rc::make_mut(&mut self.root);
         for name in path::names(path) {
             let children = node.children.as_mut()?;
             let at = children.position(name).ok()?;
-            node = Arc::make_mut(&mut children.list[at]);
+            node = Rc::make_mut(&mut children.list[at]);
         }
         Some(node)
     }
@@ -201,7 +201,7 @@ impl Node {
     }
 
     /// The child of this name.
-    pub fn child(&self, name: &str) -> Option<&Arc<Node>> {
+    pub fn child(&self, name: &str) -> Option<&Rc<Node>> {
         let children = self.children.as_ref()?;
         children.position(name).ok().map(|at| &children.list[at])
     }

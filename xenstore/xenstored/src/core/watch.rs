@@ -2,7 +2,7 @@
 //! there are.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::rc::Rc;
 
 use super::ConnId;
 use super::path;
@@ -13,7 +13,7 @@ pub struct Watch {
     /// Whose it is.
     pub conn: ConnId,
     /// What comes back with each event.
-    pub token: Arc<[u8]>,
+    pub token: Rc<[u8]>,
     /// Bytes to leave out at the front of an event's path, because the watch was set on a relative one.
     pub prefix: usize,
     /// How many levels below the path count; all if `None`.
@@ -23,7 +23,7 @@ pub struct Watch {
 /// All watches.
 #[derive(Debug, Default)]
 pub struct Watches {
-    by_path: HashMap<Arc<str>, Vec<Watch>>,
+    by_path: HashMap<Rc<str>, Vec<Watch>>,
 }
 
 impl Watches {
