@@ -62,7 +62,14 @@ impl Config {
 
     /// Adds its one network interface.
     pub fn vif(self, bridge: &str) -> Config {
-        self.line(&format!("vif = ['mac=00:16:3e:5c:00:01,bridge={bridge}']"))
+        self.vif_number(bridge, 1)
+    }
+
+    /// The same with another address than other guests of the scenario.
+    pub fn vif_number(self, bridge: &str, number: u8) -> Config {
+        self.line(&format!(
+            "vif = ['mac=00:16:3e:5c:00:{number:02x},bridge={bridge}']"
+        ))
     }
 }
 

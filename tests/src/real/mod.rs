@@ -64,7 +64,9 @@ impl Entry {
 
 /// All scenarios.
 pub fn entries() -> Vec<Entry> {
-    use cases::{bad_input, block, debian, device_nodes, http, lifecycle, stock_tools, store};
+    use cases::{
+        bad_input, block, debian, device_nodes, hostile, http, lifecycle, stock_tools, store,
+    };
     let about_store = "nodes, transactions and watches of the store, through its socket";
     let about_rights = "what a guest may do with its own nodes and others', through its ring";
     let about_block = "64 MiB through blkfront stand in the file behind it and read back the same";
@@ -107,6 +109,16 @@ pub fn entries() -> Vec<Entry> {
             .stock(&["xl", "xenstored", "console"])
             .timeout_s(400)
             .on_4_17(),
+        Entry::new(
+            "hostile-block",
+            "malformed block requests get errors, and every disk goes on",
+            hostile::block,
+        ),
+        Entry::new(
+            "hostile-net",
+            "malformed packets end their sender's interface at most",
+            hostile::net,
+        ),
         Entry::new(
             "stock-tools-on-our-store",
             "xl list, xenstore-ls and xl create with a disk work on our store",

@@ -15,46 +15,78 @@ const ADDRESS: [u8; 4] = [10, 0, 0, 2];
 const SIZE: usize = 1 << 20;
 const IMAGE_SIZE: usize = 4 << 20;
 
+/// How long the appliance may take until it answers.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// 1 MiB from the guest's disk through its network to dom0.
 pub fn serve(host: &Host) -> Outcome {
-    let kernel = host.lab_file("/lab/guests/httpd")?;
-    let bridge = host.bridge()?;
-    let mut content = vec![0; SIZE];
-    pattern::fill(7, 0, &mut content);
-    let files = [
-        ("big.bin", content.as_slice()),
-        ("index.html", b"<p>hello</p>\n"),
-    ];
-    let mut archive = tar(&files);
-    // Room for what the appliance writes behind the archive and reads back before it serves.
-    archive.resize(IMAGE_SIZE, 0);
-    let image = host.write_file("www.tar", archive)?;
     leaves_nothing(host, || {
+        let server = Server::create(host)?;
+        host.step("GET /big.bin");
+        server.check()?;
+        let (status, body) = get("/index.html").or_fail("a second request")?;
+        demand!(
+            status == 200 && body == INDEX,
+            "status {status}, body {body:?}"
+        );
+        let (status, _) = get("/missing").or_fail("a request for a missing file")?;
+        demand!(status == 404, "status {status} for a missing file");
+        server.shutdown()
+    })
+}
+
+const INDEX: &[u8] = b"<p>hello</p>\n";
+
+/// A guest that serves two files.
+pub struct Server<'a> {
+    host: &'a Host,
+    guest: Guest<'a>,
+    content: Vec<u8>,
+}
+
+impl<'a> Server<'a> {
+    /// Creates it with its files on its disk.
+    pub fn create(host: &'a Host) -> Outcome<Server<'a>> {
+        let kernel = host.lab_file("/lab/guests/httpd")?;
+        let bridge = host.bridge()?;
+        let mut content = vec![0; SIZE];
+        pattern::fill(7, 0, &mut content);
+        let mut archive = tar(&[("big.bin", content.as_slice()), ("index.html", INDEX)]);
+        // Room for what the appliance writes behind the archive and reads back before it serves.
+        archive.resize(IMAGE_SIZE, 0);
+        let image = host.write_file("www.tar", archive)?;
         let config = Config::new("http", &kernel.display().to_string(), 32)
             .string("cmdline", "ip=10.0.0.2/24")
             .disk(&image)
             .vif(bridge);
         let guest = Guest::create(host, config)?;
-        host.step("GET /big.bin");
-        let got = host.wait_for("the guest answers HTTP", Duration::from_secs(60), || {
-            Ok(get("/big.bin").ok())
-        });
-        let (status, body) = got.map_err(|stop| guest.with_console(stop))?;
+        Ok(Server {
+            host,
+            guest,
+            content,
+        })
+    }
+
+    /// Demands that the large file comes as it is.
+    pub fn check(&self) -> Outcome {
+        let what = "the guest answers HTTP";
+        let got = self
+            .host
+            .wait_for(what, START_TIMEOUT, || Ok(get("/big.bin").ok()));
+        let (status, body) = got.map_err(|stop| self.guest.with_console(stop))?;
         demand!(status == 200, "status {status} for a file that is there");
         demand!(
-            body == content,
+            body == self.content,
             "{} bytes came that are not the {SIZE} of the file",
             body.len()
         );
-        let (status, body) = get("/index.html").or_fail("a second request")?;
-        demand!(
-            status == 200 && body == files[1].1,
-            "status {status}, body {body:?}"
-        );
-        let (status, _) = get("/missing").or_fail("a request for a missing file")?;
-        demand!(status == 404, "status {status} for a missing file");
-        guest.shutdown()
-    })
+        Ok(())
+    }
+
+    /// Shuts it down by the toolstack.
+    pub fn shutdown(self) -> Outcome {
+        self.guest.shutdown()
+    }
 }
 
 /// One HTTP/1.0 request: status and body.

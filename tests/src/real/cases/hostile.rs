@@ -1,0 +1,101 @@
+//! Guests that break the rules: each harms itself at most.
+
+use scenarios::block::{BlockGuest, out_of_range};
+use scenarios::{OrStop, Outcome, demand};
+
+use crate::real::cases::http;
+use crate::real::driver::Driver;
+use crate::real::host::Host;
+use crate::real::snapshot::leaves_nothing;
+
+/// Block requests that must be answered by an error, as the appliance's `disk raw` takes them.
+const BAD_REQUESTS: [&str; 14] = [
+    "op=0 nr=0",
+    "op=0 nr=12",
+    "op=1 nr=255",
+    "op=0 last=8",
+    "op=1 last=255",
+    "op=1 first=4 last=3",
+    "op=0 first=200 last=100",
+    "op=0 sector=32768",
+    "op=1 sector=32767",
+    "op=1 sector=18446744073709551608",
+    "op=0 sector=36028797018963968",
+    "op=1 gref=400",
+    "op=0 gref=4294967295",
+    "op=77",
+];
+
+/// Packets that must be refused, as the appliance's `net raw` takes them.
+const BAD_PACKETS: [&str; 7] = [
+    "size=0",
+    "size=60 offset=4090",
+    "size=5000",
+    "size=65535 offset=65535",
+    "size=60 gref=400",
+    "size=60 gref=4294967295",
+    "size=60 flags=65535",
+];
+
+/// Malformed block requests: errors for them, and both their sender's disk and another's go on.
+pub fn block(host: &Host) -> Outcome {
+    let images = [
+        host.zero_file("good.img", 16)?,
+        host.zero_file("bad.img", 16)?,
+    ];
+    leaves_nothing(host, || {
+        let good = Driver::create(host, "good", |config| config.disk(&images[0]))?;
+        let bad = Driver::create(host, "bad", |config| config.disk(&images[1]))?;
+        good.fill_and_check(1, 0, 64)?;
+        bad.fill_and_check(2, 0, 64)?;
+        host.step("requests that break the rules");
+        for request in BAD_REQUESTS {
+            let answer = bad.command(&format!("disk raw {request}"))?;
+            demand!(answer.is_err(), "{request} was answered by {answer:?}");
+        }
+        host.step("what was there before is there, and both disks go on");
+        let whole = "what stood on the disk has changed";
+        demand!(bad.disk().holds(2, 0, 64)?, "{whole} (the sender's)");
+        demand!(good.disk().holds(1, 0, 64)?, "{whole} (the other's)");
+        bad.fill_and_check(3, 64, 64)?;
+        good.fill_and_check(4, 64, 64)?;
+        let mut image = std::fs::File::open(&images[1]).or_broken("open the image")?;
+        out_of_range(&mut bad.disk(), &mut image)?;
+        all_daemons_run(host)?;
+        bad.shutdown()?;
+        good.shutdown()
+    })
+}
+
+/// Malformed packets: their sender's interface may end, another's goes on.
+pub fn net(host: &Host) -> Outcome {
+    let bridge = host.bridge()?;
+    leaves_nothing(host, || {
+        let server = http::Server::create(host)?;
+        server.check()?;
+        for packet in BAD_PACKETS {
+            // A new guest each time: the one before may have lost its interface.
+            let bad = Driver::create(host, "bad", |config| config.vif_number(bridge, 2))?;
+            let info = bad.command("net info")?;
+            demand!(info.is_ok(), "the network of the sender: {info:?}");
+            host.step(format!("a packet that breaks the rules: {packet}"));
+            // Whether the interface survives is its own affair.
+            let _ = bad.command(&format!("net raw {packet}"))?;
+            bad.ping()?;
+            server.check()?;
+            bad.destroy()?;
+        }
+        all_daemons_run(host)?;
+        server.shutdown()
+    })
+}
+
+fn all_daemons_run(host: &Host) -> Outcome {
+    let status = host.run(&["xlrs", "host", "status"])?.succeeded()?;
+    demand!(
+        !status.stdout.contains("stopped"),
+        "a daemon has ended: {}",
+        status.stdout
+    );
+    Ok(())
+}
