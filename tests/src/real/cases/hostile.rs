@@ -1,5 +1,7 @@
 //! Guests that break the rules: each harms itself at most.
 
+use std::time::Duration;
+
 use scenarios::block::{BlockGuest, out_of_range};
 use scenarios::{OrStop, Outcome, demand};
 
@@ -37,6 +39,9 @@ const BAD_PACKETS: [&str; 7] = [
     "size=60 flags=65535",
 ];
 
+/// How long the back end may take to answer a bad packet.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(10);
+
 /// Malformed block requests: errors for them, and both their sender's disk and another's go on.
 pub fn block(host: &Host) -> Outcome {
     let images = [
@@ -48,6 +53,8 @@ pub fn block(host: &Host) -> Outcome {
         let bad = Driver::create(host, "bad", |config| config.disk(&images[1]))?;
         good.fill_and_check(1, 0, 64)?;
         bad.fill_and_check(2, 0, 64)?;
+        let right = bad.command("disk raw op=0 sector=8")?;
+        demand!(right.is_ok(), "a request that keeps the rules: {right:?}");
         host.step("requests that break the rules");
         for request in BAD_REQUESTS {
             let answer = bad.command(&format!("disk raw {request}"))?;
@@ -79,15 +86,31 @@ pub fn net(host: &Host) -> Outcome {
             let info = bad.command("net info")?;
             demand!(info.is_ok(), "the network of the sender: {info:?}");
             host.step(format!("a packet that breaks the rules: {packet}"));
+            let sent = bad.command(&format!("net raw {packet}"))?;
+            demand!(sent.is_ok(), "the packet was not sent: {sent:?}");
             // Whether the interface survives is its own affair.
-            let _ = bad.command(&format!("net raw {packet}"))?;
-            bad.ping()?;
+            host.wait_for("the packet is refused", REFUSAL_TIMEOUT, || refused(&bad))?;
             server.check()?;
             bad.destroy()?;
         }
         all_daemons_run(host)?;
         server.shutdown()
     })
+}
+
+/// Whether the back end has answered a packet with an error or has ended the interface.
+fn refused(driver: &Driver<'_>) -> Outcome<Option<()>> {
+    let info = match driver.command("net info")? {
+        Ok(info) => info,
+        Err(_) => return Ok(Some(())),
+    };
+    // MAC STATE RECEIVED DROPPED SENT ERRORS
+    let ended = !info.contains("Connected");
+    let errors = info
+        .split_whitespace()
+        .last()
+        .is_some_and(|errors| errors != "0");
+    Ok((ended || errors).then_some(()))
 }
 
 fn all_daemons_run(host: &Host) -> Outcome {
