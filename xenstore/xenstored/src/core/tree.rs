@@ -28,11 +28,19 @@ pub struct Node {
 #[derive(Clone, Debug, Default)]
 struct Children {
     /// Ordered by name.
-    list: Vec<Rc<Node>>,
+    list: Vec<Child>,
     /// Bytes of all names, each with a NUL.
     names_len: u32,
     /// The tree's generation when a name was last added or removed.
     generation: u64,
+}
+
+/// A child with the beginning of its name, so that a search looks at few nodes and stays in the cache.
+#[derive(Clone, Debug)]
+struct Child {
+    /// The first 8 bytes of the name, as a number that is ordered as they are.
+    key: u64,
+    node: Rc<Node>,
 }
 
 impl Tree {
@@ -97,8 +105,11 @@ impl Tree {
         };
         let children = parent.children.get_or_insert_default();
         if let Err(at) = children.position(name) {
-            let node = Rc::new(Node::new(name, value, acl));
-            children.list.insert(at, node);
+            let child = Child {
+                key: key(name),
+                node: Rc::new(Node::new(name, value, acl)),
+            };
+            children.list.insert(at, child);
             children.names_len += name.len() as u32 + 1;
             children.generation = generation;
         }
@@ -113,7 +124,7 @@ impl Tree {
         let parent = self.get_mut(parent)?;
         let children = parent.children.as_mut()?;
         let at = children.position(name).ok()?;
-        let node = children.list.remove(at);
+        let node = children.list.remove(at).node;
         children.names_len -= name.len() as u32 + 1;
         children.generation = generation;
         Some(node)
@@ -141,7 +152,7 @@ impl Tree {
         for name in path::names(path) {
             let children = node.children.as_mut()?;
             let at = children.position(name).ok()?;
-            node = Rc::make_mut(&mut children.list[at]);
+            node = Rc::make_mut(&mut children.list[at].node);
         }
         Some(node)
     }
@@ -161,7 +172,11 @@ impl Node {
     /// The name, empty for the root.
     pub fn name(&self) -> &str {
         // Names were text when the node was made; this cannot fail.
-        core::str::from_utf8(&self.bytes[..self.name_len.into()]).unwrap_or_default()
+        core::str::from_utf8(self.name_bytes()).unwrap_or_default()
+    }
+
+    fn name_bytes(&self) -> &[u8] {
+        &self.bytes[..self.name_len.into()]
     }
 
     /// The value.
@@ -177,7 +192,7 @@ impl Node {
     /// The children, ordered by name.
     pub fn children(&self) -> impl ExactSizeIterator<Item = &Node> + DoubleEndedIterator {
         let list = self.children.as_ref().map_or(&[][..], |c| &c.list);
-        list.iter().map(|child| &**child)
+        list.iter().map(|child| &*child.node)
     }
 
     /// Bytes of all children's names, each with a NUL.
@@ -197,13 +212,14 @@ impl Node {
             && self
                 .children()
                 .zip(other.children())
-                .all(|(a, b)| a.name() == b.name())
+                .all(|(a, b)| a.name_bytes() == b.name_bytes())
     }
 
     /// The child of this name.
     pub fn child(&self, name: &str) -> Option<&Rc<Node>> {
         let children = self.children.as_ref()?;
-        children.position(name).ok().map(|at| &children.list[at])
+        let at = children.position(name).ok()?;
+        Some(&children.list[at].node)
     }
 
     fn set_value(&mut self, value: &[u8]) {
@@ -218,9 +234,22 @@ impl Node {
 
 impl Children {
     fn position(&self, name: &str) -> Result<usize, usize> {
-        self.list
-            .binary_search_by(|child| child.bytes[..child.name_len.into()].cmp(name.as_bytes()))
+        let wanted = key(name);
+        self.list.binary_search_by(|child| {
+            child
+                .key
+                .cmp(&wanted)
+                .then_with(|| child.node.name_bytes().cmp(name.as_bytes()))
+        })
     }
+}
+
+/// The first 8 bytes of a name, big-endian, so that keys are ordered as names are.
+fn key(name: &str) -> u64 {
+    let mut first = [0; 8];
+    let len = name.len().min(8);
+    first[..len].copy_from_slice(&name.as_bytes()[..len]);
+    u64::from_be_bytes(first)
 }
 
 /// Visits `node` at `path` and all below it, without recursion (XSA-418).
@@ -328,9 +357,34 @@ mod tests {
     }
 
     fn change() -> impl Strategy<Value = Change> {
-        let name = || proptest::sample::select(&["a", "b", "ab", "c"][..]);
-        let path =
-            || proptest::sample::select(&["/", "/a", "/b", "/a/a", "/a/b", "/a/b/c", "/ab"][..]);
+        let name = || {
+            proptest::sample::select(
+                &[
+                    "a",
+                    "b",
+                    "ab",
+                    "c",
+                    "long-name-1",
+                    "long-name-2",
+                    "long-nam",
+                ][..],
+            )
+        };
+        let path = || {
+            proptest::sample::select(
+                &[
+                    "/",
+                    "/a",
+                    "/b",
+                    "/a/a",
+                    "/a/b",
+                    "/a/b/c",
+                    "/ab",
+                    "/long-name-1",
+                    "/long-nam",
+                ][..],
+            )
+        };
         prop_oneof![
             4 => (path(), name(), any::<u8>()).prop_map(|(p, n, v)| Change::Insert(p, n, v)),
             2 => (path(), any::<u8>()).prop_map(|(p, v)| Change::Value(p, v)),
