@@ -12,6 +12,9 @@ use super::path;
 use super::transaction::{READ_ACL, READ_EXISTS, ReadSet};
 use super::tree::{Node, Tree, walk};
 
+/// Nothing is seen that the answer depends on: the operation does the same whether the node exists or not.
+const BLIND: u8 = 0;
+
 /// A node has changed in a way that watches tell about.
 #[derive(Clone, Debug)]
 pub struct Change {
@@ -53,7 +56,7 @@ impl Ops<'_> {
 
     /// Writes a value; makes the node and its parents if absent.
     pub fn write(&mut self, path: &str, value: &[u8]) -> Result<(), Errno> {
-        match self.access(path, Right::Write, READ_EXISTS) {
+        match self.access(path, Right::Write, BLIND) {
             Ok(node) => {
                 let (acl, names) = (node.acl().clone(), node.names_len());
                 self.check_size(acl.entries(), value.len(), names)?;
@@ -68,7 +71,7 @@ impl Ops<'_> {
 
     /// Makes an empty node and its parents; nothing happens if it is there.
     pub fn mkdir(&mut self, path: &str) -> Result<(), Errno> {
-        match self.access(path, Right::Write, READ_EXISTS) {
+        match self.access(path, Right::Write, BLIND) {
             Ok(_) => Ok(()),
             Err(Errno::ENOENT) => self.create(path, b""),
             Err(error) => Err(error),
@@ -93,6 +96,9 @@ impl Ops<'_> {
         let parent_path = path::parent(path).ok_or(Errno::EINVAL)?;
         let above = self.tree.get(parent_path).map(|node| node.acl().clone());
         let node = self.tree.remove(path).ok_or(Errno::ENOENT)?;
+        if let Some(reads) = &mut self.reads {
+            reads.note_removal();
+        }
         let (owned, changes) = (&mut *self.owned, &mut *self.changes);
         walk(path, &node, &mut |at, node, parent| {
             owned.add(node.acl().owner(), -1);
@@ -145,7 +151,6 @@ impl Ops<'_> {
             }
             self.check_size(acl.entries(), value.len(), 0)?;
         }
-        self.note(found, READ_EXISTS);
         let mut parent = String::from(found);
         let mut left = fresh;
         for name in path::names(&path[found_len..]) {
@@ -176,14 +181,18 @@ impl Ops<'_> {
             } else {
                 READ_ACL
             };
-            if exists {
-                reads.note(path, seen | rights);
+            if seen == BLIND && allowed {
+                // Rights are looked at again at commit, and that a node appears meanwhile changes nothing in
+                // the answer; but what was there must not vanish.
+                reads.note(found, READ_EXISTS, true);
+            } else if exists {
+                reads.note(path, seen | rights, true);
             } else {
-                reads.note(path, READ_EXISTS);
+                reads.note(path, READ_EXISTS, false);
                 if rights != 0 {
                     // A node that appears in between could hide what is below.
-                    reads.note(first_below(found, path), READ_EXISTS);
-                    reads.note(found, rights);
+                    reads.note(path::first_below(found, path), READ_EXISTS, false);
+                    reads.note(found, rights, true);
                 }
             }
             if !self.actor.is_privileged() && reads.nodes() > self.limits.transaction_nodes {
@@ -209,7 +218,7 @@ impl Ops<'_> {
 
     fn note(&mut self, path: &str, seen: u8) {
         if let Some(reads) = &mut self.reads {
-            reads.note(path, seen);
+            reads.note(path, seen, self.tree.get(path).is_some());
         }
     }
 
@@ -219,13 +228,6 @@ impl Ops<'_> {
         }
         Err(Errno::ENOSPC)
     }
-}
-
-/// The path one level below `found` on the way to `path`.
-fn first_below<'p>(found: &str, path: &'p str) -> &'p str {
-    let start = if found == "/" { 1 } else { found.len() + 1 };
-    let rest = path.get(start..).unwrap_or_default();
-    &path[..start + rest.find('/').unwrap_or(rest.len())]
 }
 
 impl Owned {

@@ -116,6 +116,13 @@ pub fn join(parent: &str, name: &str) -> String {
     format!("{parent}{slash}{name}")
 }
 
+/// The path one level below `found` on the way to `path`.
+pub fn first_below<'p>(found: &str, path: &'p str) -> &'p str {
+    let start = if found == "/" { 1 } else { found.len() + 1 };
+    let rest = path.get(start..).unwrap_or_default();
+    &path[..start + rest.find('/').unwrap_or(rest.len())]
+}
+
 /// Whether an absolute path, other than `/`, has only names that may be.
 fn has_good_names(path: &[u8]) -> bool {
     let mut before = 0;
@@ -202,6 +209,9 @@ mod tests {
         assert_eq!(split("/"), None);
         assert_eq!(split("/a"), Some(("/", "a")));
         assert_eq!(split("/a/b"), Some(("/a", "b")));
+        assert_eq!(first_below("/", "/a/b"), "/a");
+        assert_eq!(first_below("/a", "/a/b/c"), "/a/b");
+        assert_eq!(first_below("/a", "/a/b"), "/a/b");
         assert_eq!(join("/", "a"), "/a");
         assert_eq!(join("/a", "b"), "/a/b");
     }

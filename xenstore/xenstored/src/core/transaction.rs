@@ -13,6 +13,7 @@ use xen_sys::Errno;
 use super::acl::{Acl, Actor};
 use super::limits::Limits;
 use super::ops::{Change, Ops, Owned};
+use super::path;
 use super::tree::Tree;
 
 /// Seen: whether the node exists.
@@ -24,31 +25,64 @@ pub const READ_ACL: u8 = 4;
 /// Seen: its children's names.
 pub const READ_NAMES: u8 = 8;
 
-/// What a transaction has seen, by path.
-#[derive(Debug, Default)]
-pub struct ReadSet(HashMap<Box<str>, u8>);
+/// What a transaction has seen, by path, and the tree as it was at its start.
+#[derive(Debug)]
+pub struct ReadSet {
+    then: Tree,
+    removed: bool,
+    seen: HashMap<Box<str>, u8>,
+}
 
 impl ReadSet {
-    /// Notes that parts of a node were seen. Whether it exists is seen with every part.
-    pub fn note(&mut self, path: &str, seen: u8) {
-        match self.0.get_mut(path) {
+    /// Notes that parts of a node were seen, which is there in the transaction's copy or not. Whether it exists
+    /// is seen with every part.
+    pub fn note(&mut self, path: &str, seen: u8, exists: bool) {
+        let is_new = exists && self.then.get(path).is_none();
+        if is_new && seen == READ_EXISTS {
+            // The transaction has made it, and will whatever others do.
+            return;
+        }
+        self.insert(path, seen);
+        if seen & READ_ACL != 0 && (is_new || self.removed) {
+            // It may have inherited its permissions, from whatever is the nearest node above.
+            self.note_inheritance(path);
+        }
+    }
+
+    /// Notes that something was removed: a node of the same path may be made anew.
+    pub fn note_removal(&mut self) {
+        self.removed = true;
+    }
+
+    fn note_inheritance(&mut self, path: &str) {
+        let (found, _) = self.then.nearest(path);
+        if found.len() < path.len() {
+            self.insert(path::first_below(found, path), READ_EXISTS);
+        }
+        for above in path::with_ancestors(found) {
+            self.insert(above, READ_ACL);
+        }
+    }
+
+    fn insert(&mut self, path: &str, seen: u8) {
+        match self.seen.get_mut(path) {
             Some(parts) => *parts |= seen,
             None => {
-                self.0.insert(path.into(), seen);
+                self.seen.insert(path.into(), seen);
             }
         }
     }
 
     /// How many nodes.
     pub fn nodes(&self) -> usize {
-        self.0.len()
+        self.seen.len()
     }
 
-    /// Whether all that was seen in `then` is the same in `now`.
-    fn holds(&self, then: &Tree, now: &Tree) -> bool {
-        self.0
+    /// Whether all that was seen is the same now.
+    fn holds(&self, now: &Tree) -> bool {
+        self.seen
             .iter()
-            .all(|(path, seen)| match (then.get(path), now.get(path)) {
+            .all(|(path, seen)| match (self.then.get(path), now.get(path)) {
                 (None, None) => true,
                 (Some(then), Some(now)) => {
                     core::ptr::eq(then, now)
@@ -98,7 +132,6 @@ impl Update {
 #[derive(Debug)]
 pub struct Transaction {
     actor: Actor,
-    then: Tree,
     tree: Tree,
     owned: Owned,
     reads: ReadSet,
@@ -112,10 +145,13 @@ impl Transaction {
     pub fn new(actor: Actor, tree: &Tree) -> Transaction {
         Transaction {
             actor,
-            then: tree.clone(),
             tree: tree.clone(),
             owned: Owned::default(),
-            reads: ReadSet::default(),
+            reads: ReadSet {
+                then: tree.clone(),
+                removed: false,
+                seen: HashMap::new(),
+            },
             updates: Vec::new(),
             updates_size: 0,
             changes: Vec::new(),
@@ -161,12 +197,12 @@ impl Transaction {
             // It saw one state of the tree and changed nothing: right as of its start.
             return Ok(Vec::new());
         }
-        if tree.generation() == self.then.generation() {
+        if tree.generation() == self.reads.then.generation() {
             *tree = self.tree;
             owned.add_all(&self.owned);
             return Ok(distinct(self.changes));
         }
-        if !self.reads.holds(&self.then, tree) {
+        if !self.reads.holds(tree) {
             return Err(Errno::EAGAIN);
         }
         self.changes.clear();

@@ -1,6 +1,7 @@
 //! The core against rows of requests: a world in which domains are numbers, and a short way to ask.
 
 mod domains;
+mod histories;
 mod model;
 mod permissions;
 mod protocol;

@@ -87,7 +87,45 @@ fn what_merges_and_what_conflicts() {
         (&[Write("/a", "1"), Read("/a")], &[Write("/b", "1")], true),
         (&[Write("/d/1", "")], &[Write("/d/2", "")], true), // siblings
         (&[Mkdir("/d/1")], &[Mkdir("/d/2")], true),
-        (&[Mkdir("/d/1")], &[Mkdir("/d/1")], false),
+        (&[Mkdir("/d/1")], &[Mkdir("/d/1")], true), // the answer is the same
+        (&[Mkdir("/n")], &[Write("/n/1", "")], true),
+        (&[Write("/n", "1")], &[Write("/n", "2")], true),
+        (&[Write("/n", "1"), Read("/n")], &[Write("/n", "2")], false),
+        (&[Mkdir("/n"), Read("/n")], &[Mkdir("/n")], false),
+        (&[Mkdir("/n"), List("/n")], &[Write("/n/1", "")], false),
+        // What a toolstack does, in a directory that both make.
+        (
+            &[Rm("/n/1"), Mkdir("/n/1"), SetPerms("/n/1", "n0")],
+            &[Write("/n/2", "")],
+            false,
+        ),
+        (
+            &[
+                Mkdir("/n/1"),
+                Rm("/n/3"),
+                Mkdir("/n/3"),
+                SetPerms("/n/3", "r0"),
+            ],
+            &[Write("/n/2", "")],
+            true,
+        ),
+        // What is inherited is seen with the permissions.
+        (
+            &[Mkdir("/n/1"), Perms("/n/1")],
+            &[Write("/n", ""), SetPerms("/n", "r0")],
+            false,
+        ),
+        (
+            &[Mkdir("/n/1"), Perms("/n/1")],
+            &[SetPerms("/", "r0")],
+            false,
+        ),
+        (
+            &[Rm("/d"), Mkdir("/d"), Perms("/d")],
+            &[SetPerms("/", "r0")],
+            false,
+        ),
+        (&[Mkdir("/n/1"), Rm("/n/2")], &[Write("/n/2", "")], false),
         (&[Write("/n/1", "")], &[Write("/n/2", "")], true), // in a directory that both make
         (&[Write("/d/1", "")], &[Rm("/d")], false),
         (&[Rm("/a")], &[Write("/b", "1")], true),
