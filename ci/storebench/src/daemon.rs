@@ -36,7 +36,7 @@ impl Kind {
     pub fn name(self) -> &'static str {
         match self {
             Kind::Xlrs => "xlrs",
-            Kind::C => "c",
+            Kind::C => "c-xenstored",
             Kind::Oxenstored => "oxenstored",
         }
     }

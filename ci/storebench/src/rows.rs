@@ -103,7 +103,7 @@ impl Samples {
     pub fn table(&self, cases: &[&'static Case], kinds: &[Kind]) -> String {
         let mut out = format!("{:<22}", "case");
         for kind in kinds {
-            let _ = write!(out, " {:>11}", kind.name());
+            let _ = write!(out, " {:>12}", kind.name());
         }
         let _ = writeln!(
             out,
@@ -114,8 +114,8 @@ impl Samples {
             let _ = write!(out, "{:<22}", spec.name);
             for kind in kinds {
                 match self.median(spec, *kind) {
-                    Some(value) => _ = write!(out, " {:>11}", figure(value)),
-                    None => _ = write!(out, " {:>11}", "-"),
+                    Some(value) => _ = write!(out, " {:>12}", figure(value)),
+                    None => _ = write!(out, " {:>12}", "-"),
                 }
             }
             let row = self.row(spec);
@@ -200,9 +200,9 @@ mod tests {
         assert_eq!(
             ratios,
             [
-                ("c", Some(0.25)),
+                ("c-xenstored", Some(0.25)),
                 ("oxenstored", Some(0.4)),
-                ("c", Some(2.0)),
+                ("c-xenstored", Some(2.0)),
                 ("oxenstored", Some(0.5)),
             ]
         );

@@ -1,4 +1,4 @@
-//! `cargo xtask bench`: a script in dom0, started by the boot itself, on a clock that counts
+//! `cargo xtask bench create`: a script in dom0, started by the boot itself, on a clock that counts
 //! instructions. No snapshot, no input, no wall clock: figures repeat to the microsecond.
 
 use std::collections::BTreeMap;
@@ -18,12 +18,9 @@ use crate::paths;
 use crate::qemu::{Accel, Machine, Memory};
 use crate::ui;
 
-/// Options of `cargo xtask bench`.
+/// Options of `cargo xtask bench create`.
 #[derive(clap::Args)]
 pub struct BenchArgs {
-    /// The bench.
-    #[arg(value_enum)]
-    name: Bench,
     /// The Xen release.
     #[arg(long, value_enum, default_value = "4.17")]
     xen: XenVersion,
@@ -36,21 +33,6 @@ pub struct BenchArgs {
     /// Tell what is done, with times, and each sample.
     #[arg(long, short)]
     verbose: bool,
-}
-
-/// The benches there are.
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Bench {
-    /// Creating guests: `xlrs create` beside stock `xl create`.
-    Create,
-}
-
-impl Bench {
-    fn script(self) -> &'static str {
-        match self {
-            Bench::Create => include_str!("../bench/create"),
-        }
-    }
 }
 
 /// Which way is good.
@@ -78,7 +60,7 @@ struct Row {
 /// Longest wall time of a bench; its own clock runs at about half the pace.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// Runs one bench and prints its rows.
+/// Runs the bench and prints its rows.
 pub fn run(args: &BenchArgs) -> Result<i32> {
     ui::init(args.verbose);
     let prepared = Prepared::new(&[args.xen], false, Some(Profile::Release), args.keep)?;
@@ -99,7 +81,7 @@ fn measure(prepared: &Prepared, args: &BenchArgs) -> Result<String> {
     let folder = prepared.run_folder()?;
     let dir = folder.path();
     let image = prepared.image(args.xen)?;
-    let initrd = boot_image(dir, image, prepared, args.name.script())?;
+    let initrd = boot_image(dir, image, prepared, include_str!("../bench/create"))?;
     let machine = Machine {
         image,
         initrd: &initrd,

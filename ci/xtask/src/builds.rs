@@ -51,32 +51,34 @@ impl Profile {
 
 /// Builds our programs and guest images, as far as the workspace has them.
 pub fn all(profile: Profile) -> Result<Built> {
+    let mut built = programs(PROGRAMS, profile)?;
+    built.guests = guests(&paths::workspace().join("pvguest/images"))?;
+    Ok(built)
+}
+
+/// Builds these programs, as far as the workspace has them.
+pub fn programs(names: &[&str], profile: Profile) -> Result<Built> {
     let workspace = paths::workspace();
     let mut built = Built::default();
     let here = Metadata::of(&workspace)?;
-    let mut packages = Vec::new();
-    for name in PROGRAMS {
-        match here.bins.get(*name) {
-            Some(package) => packages.push((*name, package.clone())),
-            None => built.absent.push((*name).into()),
-        }
-    }
     let mut args = vec![
         "build".to_string(),
         format!("--profile={}", profile.name()),
         format!("--target={TARGET}"),
     ];
-    for (name, package) in &packages {
-        args.extend(["-p".into(), package.clone(), "--bin".into(), (*name).into()]);
+    let folder = here.target.join(TARGET).join(profile.name());
+    for name in names {
+        match here.bins.get(*name) {
+            Some(package) => {
+                args.extend(["-p".into(), package.clone(), "--bin".into(), (*name).into()]);
+                built.programs.insert((*name).into(), folder.join(name));
+            }
+            None => built.absent.push((*name).into()),
+        }
     }
     ui::slow("building our programs", || {
         cargo(&workspace, &args, Some(STATIC_FLAGS))
     })?;
-    for (name, _) in packages {
-        let file = here.target.join(TARGET).join(profile.name()).join(name);
-        built.programs.insert(name.into(), file);
-    }
-    built.guests = guests(&workspace.join("pvguest/images"))?;
     Ok(built)
 }
 

@@ -7,6 +7,7 @@
 
 mod apt;
 mod bench;
+mod bench_store;
 mod builds;
 mod channel;
 mod cpio;
@@ -69,11 +70,22 @@ enum Verb {
     /// dom0. Tier 2: scenarios in dom0, each in a lab of its own, on each Xen release it names. Skips
     /// are named with their reason; with CI=true a skip on real Xen is a failure.
     Test(test::TestArgs),
-    /// Measures in a scripted boot whose clock counts instructions, so that figures repeat.
+    /// Measures ours beside the stock parts.
     ///
     /// Prints a table; with --json an array of rows {case, subject, peer, subject_value, peer_value,
     /// unit, better, ratio}, ratio = subject / peer.
-    Bench(bench::BenchArgs),
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// Creating guests: `xlrs create` beside stock `xl create`, in a scripted boot whose clock counts
+    /// instructions, so that figures repeat.
+    Create(bench::BenchArgs),
+    /// The store: xenstored beside C xenstored and oxenstored of Debian, on this machine without Xen,
+    /// daemon and load each on a processor of its own. The peer is the better one in each row.
+    Store(bench_store::StoreArgs),
 }
 
 #[derive(Args)]
@@ -116,7 +128,8 @@ fn main() -> ExitCode {
         Verb::Lab(args) => run_lab(args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
-        Verb::Bench(args) => bench::run(&args),
+        Verb::Bench(Bench::Create(args)) => bench::run(&args),
+        Verb::Bench(Bench::Store(args)) => bench_store::run(&args),
     };
     match result {
         Ok(status) => ExitCode::from(status.clamp(0, 255) as u8),

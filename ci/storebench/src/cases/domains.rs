@@ -53,6 +53,7 @@ struct Host<'a> {
 
 impl Host<'_> {
     fn new(daemon: &Daemon) -> Result<Host<'_>> {
+        boot(daemon)?;
         let connect = || Plain::connect(&daemon.socket());
         let mut host = Host {
             daemon,
@@ -111,6 +112,18 @@ impl Host<'_> {
         self.guests.push(guest);
         Ok(())
     }
+}
+
+/// What a host writes for dom0 when it boots.
+fn boot(daemon: &Daemon) -> Result<()> {
+    let mut init = Plain::connect(&daemon.socket())?;
+    for body in [
+        "/local/domain/0/name\0Domain-0",
+        "/local/domain/0/domid\x000",
+    ] {
+        init.ask(Op::Write, 0, &[body.as_bytes()])?;
+    }
+    Ok(())
 }
 
 impl Plain {
@@ -184,6 +197,7 @@ pub fn toolstacks(place: &Place, kind: Kind, _: &Settings) -> Result<Vec<f64>> {
             .set_state(DomId(dom), fakexen::State::Running);
         state.map_err(|e| crate::error::Error(format!("making a domain: {e}")))?;
     }
+    boot(&daemon)?;
     let mut load = Load::connect(&daemon, TOOLSTACKS.into())?;
     let mut script = Toolstacks::default();
     script

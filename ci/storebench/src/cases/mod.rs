@@ -143,7 +143,7 @@ pub const CASES: &[Case] = &[
         name: "toolstacks",
         rows: &[
             less("toolstacks-time", "s", Aim::None),
-            less("toolstacks-retries", "", Aim::Value(0.0)),
+            less("toolstacks-retries", "retries", Aim::Value(0.0)),
         ],
         run: domains::toolstacks,
     },
