@@ -25,7 +25,7 @@ pub trait Backing {
     /// Reads from `offset` on, in bytes.
     fn read_at(&mut self, offset: u64, to: &mut [u8]) -> Outcome;
     /// The length in bytes.
-    fn len(&mut self) -> Outcome<u64>;
+    fn length(&mut self) -> Outcome<u64>;
 }
 
 /// Writes `mib` MiB through the guest's disk; they read back the same there, and stand at the same place
@@ -37,7 +37,11 @@ pub fn round_trip(
     mib: u64,
 ) -> Outcome {
     let sectors = guest.sectors_512()?;
-    demand_eq!(sectors * 512, backing.len()?, "the disk's length in bytes");
+    demand_eq!(
+        sectors * 512,
+        backing.length()?,
+        "the disk's length in bytes"
+    );
     // Neither at the beginning nor to the end, and on no page boundary.
     let (first, count) = (7, mib * 2048);
     demand!(
@@ -95,7 +99,7 @@ pub fn out_of_range(guest: &mut dyn BlockGuest, backing: &mut dyn Backing) -> Ou
         }
     }
     demand_eq!(
-        backing.len()?,
+        backing.length()?,
         sectors * 512,
         "the length of what backs the disk"
     );
@@ -113,7 +117,7 @@ impl Backing for File {
         self.read_exact_at(to, offset).or_broken("read the image")
     }
 
-    fn len(&mut self) -> Outcome<u64> {
+    fn length(&mut self) -> Outcome<u64> {
         Ok(self.metadata().or_broken("look at the image")?.len())
     }
 }

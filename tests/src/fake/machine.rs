@@ -325,7 +325,7 @@ impl Backing for MemoryImage {
         Ok(())
     }
 
-    fn len(&mut self) -> Outcome<u64> {
+    fn length(&mut self) -> Outcome<u64> {
         Ok(self.with(|bytes| bytes.len() as u64))
     }
 }

@@ -44,11 +44,9 @@ fn build(control: &Control, table_entry: u64) -> (DomId, Vec<Mfn>) {
         memory.write::<u64>(level * 4096, below | PRESENT_WRITABLE);
     }
     memory.write::<u64>(3 * 4096, frames[3].0 << 12 | table_entry);
-    for page in 4..8 {
-        memory.write::<u64>(
-            3 * 4096 + (page - 3) * 8,
-            frames[page].0 << 12 | PRESENT_WRITABLE,
-        );
+    for (index, frame) in frames.iter().enumerate().skip(4) {
+        let entry = frame.0 << 12 | PRESENT_WRITABLE;
+        memory.write::<u64>(3 * 4096 + (index - 3) * 8, entry);
     }
     (dom, frames)
 }
