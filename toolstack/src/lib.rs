@@ -18,6 +18,7 @@ pub mod image;
 pub mod lock;
 pub mod nodes;
 pub mod os;
+pub mod paths;
 pub mod power;
 pub mod prepare;
 pub mod store;

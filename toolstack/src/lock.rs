@@ -1,14 +1,14 @@
 //! Locks between commands on one host. A folder is what is locked: nothing is left behind by it.
 
 use std::fs::{self, File};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 
 use crate::error::{Error, Kind, Result};
+use crate::paths;
 
-/// Where pid files lie.
-pub const RUN: &str = "/run/xlrs";
 /// How long another command may hold a lock.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
@@ -22,11 +22,11 @@ pub enum About {
 }
 
 impl About {
-    const fn folder(self) -> &'static str {
-        match self {
-            About::Creating => RUN,
-            About::Removing => crate::userdata::FOLDER,
-        }
+    fn folder(self) -> PathBuf {
+        paths::at(match self {
+            About::Creating => paths::RUN,
+            About::Removing => paths::USERDATA,
+        })
     }
 }
 
@@ -55,11 +55,11 @@ impl Lock {
 
     fn with(about: About, operation: FlockOperation) -> Result<Lock> {
         let path = about.folder();
-        let failed = |e: &std::io::Error| Error::system("lock", path, e);
-        let folder = match File::open(path) {
+        let failed = |e: &std::io::Error| Error::system("lock", path.display(), e);
+        let folder = match File::open(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                fs::create_dir_all(path).map_err(|e| failed(&e))?;
-                File::open(path)
+                fs::create_dir_all(&path).map_err(|e| failed(&e))?;
+                File::open(&path)
             }
             other => other,
         }
@@ -73,9 +73,12 @@ impl Lock {
                 }
                 Err(rustix::io::Errno::WOULDBLOCK) => {
                     let cause = "another xlrs has held it for 30 s";
-                    return Err(Error::new("lock", path, cause)
+                    return Err(Error::new("lock", path.display(), cause)
                         .kind(Kind::TimedOut)
-                        .hint(format!("`fuser -v {path}` tells which process it is")));
+                        .hint(format!(
+                            "`fuser -v {}` tells which process it is",
+                            path.display()
+                        )));
                 }
                 Err(error) => return Err(failed(&error.into())),
             }

@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 use xen_sys::DomId;
@@ -11,12 +11,8 @@ use xen_sys::DomId;
 use crate::config::{Action, DomainConfig};
 use crate::error::{Error, Result};
 use crate::nodes::Nic;
-use crate::uuid;
+use crate::{paths, uuid};
 
-/// Where libxl keeps files about running guests.
-pub const FOLDER: &str = "/var/lib/xen";
-/// Which numbers were given back and when; libxl does not use one again within a minute.
-pub const HISTORY: &str = "/run/xen/domid-history";
 /// Entries kept in the history.
 const HISTORY_MAX: usize = 64;
 
@@ -36,7 +32,7 @@ pub fn path(dom: DomId, id: &[u8; 16], kind: Userdata) -> PathBuf {
         Userdata::Xlrs => "xlrs",
     };
     let name = format!("userdata-d.{dom}.{}.{suffix}", uuid::format(id));
-    Path::new(FOLDER).join(name)
+    paths::at(paths::USERDATA).join(name)
 }
 
 /// Writes a file whole or not at all.
@@ -52,7 +48,7 @@ pub fn write(dom: DomId, id: &[u8; 16], kind: Userdata, text: &str) -> Result<()
         options.write(true).create(true).truncate(true).mode(0o600);
         let mut file = match options.open(&new) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                fs::create_dir_all(FOLDER)?;
+                fs::create_dir_all(paths::at(paths::USERDATA))?;
                 options.open(&new)?
             }
             other => other?,
@@ -92,15 +88,16 @@ pub fn remove(dom: DomId, id: &[u8; 16]) -> Result<()> {
 /// The file system's.
 pub fn note_end(dom: DomId) -> Result<()> {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic).tv_sec;
-    let old = fs::read_to_string(HISTORY).unwrap_or_default();
+    let path = paths::at(paths::HISTORY);
+    let old = fs::read_to_string(&path).unwrap_or_default();
     let text = history(&old, now, dom);
     let write = || {
-        if let Some(folder) = Path::new(HISTORY).parent() {
+        if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
-        fs::write(HISTORY, text)
+        fs::write(&path, text)
     };
-    write().map_err(|e| Error::system("write", HISTORY, &e))
+    write().map_err(|e| Error::system("write", path.display(), &e))
 }
 
 fn history(old: &str, now: i64, dom: DomId) -> String {

@@ -119,7 +119,7 @@ pub struct ConsoleDaemonArgs {
     #[command(flatten)]
     common: Common,
     /// Where the guests' log files go
-    #[arg(long, value_name = "FOLDER", default_value = consoled::LOG_FOLDER)]
+    #[arg(long, value_name = "FOLDER", default_value = xlrs::paths::CONSOLE_LOGS)]
     log_folder: PathBuf,
 }
 

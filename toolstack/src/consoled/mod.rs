@@ -29,8 +29,6 @@ pub use terminal::Terminal;
 
 /// Where a toolstack sees that this daemon runs.
 pub const NODE: &str = "/tool/xlrs/console";
-/// Where logs go unless the command line says otherwise.
-pub const LOG_FOLDER: &str = "/var/log/xen/console";
 /// Every PV guest grants its console ring by this entry.
 const CONSOLE_GRANT: GrantRef = GrantRef(0);
 const INTRODUCED: &str = "introduced";

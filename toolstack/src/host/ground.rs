@@ -8,16 +8,17 @@ use rustix::mount::{MountFlags, mount};
 use xen_sys::DomId;
 
 use crate::error::{Error, Result};
+use crate::paths;
 use crate::userdata::{self, Userdata};
 
 /// Folders that daemons and tools expect, ours and stock ones.
 const FOLDERS: &[&str] = &[
-    crate::lock::RUN,
+    paths::RUN,
     "/run/xen",
     "/run/xenstored",
-    userdata::FOLDER,
-    crate::consoled::LOG_FOLDER,
-    super::LOG_FOLDER,
+    paths::USERDATA,
+    paths::CONSOLE_LOGS,
+    paths::LOGS,
 ];
 
 /// Device nodes, and the modules that make them.

@@ -19,8 +19,6 @@ pub use ground::prepare_ground;
 pub use part::{Part, State};
 pub use process::Program;
 
-/// Where our daemons write what they have to say.
-pub const LOG_FOLDER: &str = "/var/log/xlrs";
 /// How long a daemon may take to become ready, or to end.
 const TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -8,7 +8,7 @@ use xs_client::Connection;
 use super::process::{self, Program};
 use crate::error::{Error, Kind, Result};
 use crate::store::text;
-use crate::{backends, consoled, lock, supervise};
+use crate::{backends, consoled, paths, supervise};
 
 /// A part, in the order of starting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -73,11 +73,11 @@ impl Part {
     }
 
     fn pid_file(self) -> PathBuf {
-        Path::new(lock::RUN).join(format!("{}.pid", self.name()))
+        paths::at(paths::RUN).join(format!("{}.pid", self.name()))
     }
 
     fn log_file(self) -> PathBuf {
-        Path::new(super::LOG_FOLDER).join(format!("{}.log", self.name()))
+        paths::at(paths::LOGS).join(format!("{}.log", self.name()))
     }
 
     /// The node by which a daemon of ours announces itself.

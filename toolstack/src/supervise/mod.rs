@@ -19,7 +19,7 @@ use crate::lock::{About, Lock};
 use crate::prepare::Prepared;
 use crate::store::StoreControl;
 use crate::userdata::{self, Userdata};
-use crate::{create, destroy, uuid};
+use crate::{create, destroy, paths, uuid};
 
 pub use marks::{Marks, action};
 
@@ -209,7 +209,9 @@ fn age(dom: DomId, marks: &Marks) -> Option<Duration> {
 
 /// All guests that have marks of ours.
 fn known_guests() -> Vec<(DomId, [u8; 16])> {
-    let entries = fs::read_dir(userdata::FOLDER).into_iter().flatten();
+    let entries = fs::read_dir(paths::at(paths::USERDATA))
+        .into_iter()
+        .flatten();
     entries
         .flatten()
         .filter_map(|entry| {

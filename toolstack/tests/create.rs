@@ -1,0 +1,268 @@
+//! Whole creations and removals on a hypervisor and a store in this process.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use common::{FakeStore, FakeXen, Faults, kernel_file};
+use xen_hal::{DomainControl, Store};
+use xen_sys::{DomId, GrantRef};
+use xlrs::config::{Source, load};
+use xlrs::create::create;
+use xlrs::destroy::destroy;
+use xlrs::prepare::Prepared;
+use xlrs::{Error, Kind};
+
+/// A folder for all tests of this file, which takes the place of `/`.
+fn root() -> &'static Path {
+    static ROOT: OnceLock<PathBuf> = OnceLock::new();
+    ROOT.get_or_init(|| {
+        let root = std::env::temp_dir().join(format!("xlrs-create-{}", std::process::id()));
+        std::fs::create_dir_all(&root).unwrap();
+        kernel_file(&root);
+        std::fs::write(root.join("disk"), [0; 4096]).unwrap();
+        std::fs::write(root.join("ramdisk"), [7; 5000]).unwrap();
+        xlrs::paths::set_root(&root);
+        root
+    })
+}
+
+fn prepared(name: &str, more: &str) -> Prepared {
+    let root = root().display();
+    let text = format!(
+        "name='{name}'\nkernel='{root}/kernel'\nramdisk='{root}/ramdisk'\nmemory=16\ncmdline='hello'\n{more}"
+    );
+    let source = Source {
+        name: "test.cfg".into(),
+        text,
+    };
+    let (config, _) = load(&[source]).unwrap_or_else(|e| panic!("{e}"));
+    Prepared::new(config).unwrap()
+}
+
+fn with_disk(name: &str) -> Prepared {
+    prepared(
+        name,
+        &format!("disk=['{}/disk,raw,xvda,w']", root().display()),
+    )
+}
+
+/// A host whose block back end is this very process.
+fn host() -> (FakeXen, FakeStore, Faults) {
+    root();
+    let faults = Faults::default();
+    let (xen, store) = (FakeXen::new(faults.clone()), FakeStore::new(faults.clone()));
+    for path in [
+        "/vm",
+        "/libxl",
+        "/local/domain/0/backend/vbd",
+        "/local/domain/0/backend/console",
+    ] {
+        store.mkdir(None, path).unwrap();
+    }
+    let pid = std::process::id().to_string();
+    store
+        .write(None, "/tool/xlrs/blkback", pid.as_bytes())
+        .unwrap();
+    (xen, store, faults)
+}
+
+fn userdata_files(id: &[u8; 16]) -> usize {
+    let id = xlrs::uuid::format(id);
+    let folder = xlrs::paths::at(xlrs::paths::USERDATA);
+    let names = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    names
+        .filter(|e| e.file_name().to_string_lossy().contains(&id))
+        .count()
+}
+
+#[test]
+fn a_guest_finds_what_it_needs() {
+    let (xen, store, _) = host();
+    let before = store.dump();
+    let guest = with_disk("web");
+    let dom = create(&xen, &store, &guest).unwrap();
+    let domain = xen.domain(dom);
+    let start = domain.start.unwrap();
+    assert_eq!(domain.pauses, 1, "it is left paused");
+    assert_eq!(Some(start.l4.0), domain.pinned);
+
+    let info = xen.walk(dom, start.rsi).unwrap();
+    assert!(xen.frame(info).starts_with(b"xen-3.0-x86_64\0"));
+    assert_eq!(&xen.frame(info)[128..134], b"hello\0");
+    assert_eq!(xen.word(info, 32), 4096);
+    assert_eq!(xen.word(info, 40), domain.shared_info << 12);
+    let code = xen.walk(dom, start.rip).unwrap();
+    assert!(xen.frame(code).starts_with(b"the kernel's code\0"));
+    assert!(xen.walk(dom, start.rsp - 8).is_some(), "there is a stack");
+    assert_eq!(domain.hypercall_page, xen.walk(dom, start.rip + 0x1000));
+    let list = xen.walk(dom, xen.word(info, 104)).unwrap();
+    assert_eq!(xen.word(list, 8 * 7), domain.p2m[7]);
+    let (initrd, len) = (xen.word(info, 112), xen.word(info, 120));
+    assert_eq!(len, 5000);
+    assert_eq!(
+        &xen.frame(xen.walk(dom, initrd + 4096).unwrap())[..905],
+        [vec![7; 904], vec![0]].concat()
+    );
+    let (store_frame, console_frame) = (xen.word(info, 56), xen.word(info, 72));
+    let grants: Vec<_> = domain
+        .grants
+        .iter()
+        .map(|(g, d, m)| (*g, *d, m.0))
+        .collect();
+    assert_eq!(
+        grants,
+        [
+            (GrantRef(0), DomId::DOM0, console_frame),
+            (GrantRef(1), DomId::DOM0, store_frame)
+        ]
+    );
+    assert_eq!(
+        xen.frame(domain.shared_info)[..66],
+        [vec![0, 1], vec![0; 62], vec![0, 1]].concat()
+    );
+
+    let home = format!("/local/domain/{dom}");
+    assert_eq!(store.text(&format!("{home}/name")).as_deref(), Some("web"));
+    assert_eq!(
+        store.text(&format!("{home}/console/ring-ref")),
+        Some(console_frame.to_string())
+    );
+    assert_eq!(store.introduced(), [dom]);
+    assert_eq!(
+        store.open(),
+        (0, 0),
+        "no transaction and no watch is left open"
+    );
+    assert_eq!(userdata_files(&guest.uuid), 2);
+
+    destroy(&xen, &store, dom).unwrap();
+    assert_eq!(xen.domains(), [0u16; 0]);
+    assert_eq!(store.dump(), before);
+    assert_eq!(userdata_files(&guest.uuid), 0);
+}
+
+#[test]
+fn whatever_fails_nothing_is_left_behind() {
+    let (xen, store, faults) = host();
+    let before = store.dump();
+    let guest = with_disk("faulty");
+    let mut steps = Vec::new();
+    for n in 0.. {
+        faults.fail(n);
+        let result = create(&xen, &store, &guest);
+        let failed = faults.has_failed();
+        faults.stop();
+        match result {
+            Ok(dom) => {
+                destroy(&xen, &store, dom).unwrap();
+                if !failed {
+                    break;
+                }
+            }
+            Err(error) => {
+                assert!(failed, "call {n}: {error}");
+                let text = error.to_string();
+                assert!(text.contains("EIO"), "call {n} hides the cause: {text}");
+                steps.push(error.step);
+            }
+        }
+        assert_eq!(xen.domains(), [0u16; 0], "call {n}");
+        assert_eq!(store.dump(), before, "call {n}");
+        assert_eq!(store.open(), (0, 0), "call {n}");
+        assert_eq!(userdata_files(&guest.uuid), 0, "call {n}");
+    }
+    assert!(steps.len() > 100, "{} calls were made to fail", steps.len());
+    steps.dedup();
+    assert!(
+        steps.len() > 12,
+        "many different steps are named: {steps:?}"
+    );
+}
+
+#[test]
+fn names_and_disks_are_not_shared() {
+    let (xen, store, _) = host();
+    let dom = create(&xen, &store, &with_disk("first")).unwrap();
+    let refused = |guest: &Prepared, part: &str| {
+        let error: Error = create(&xen, &store, guest).unwrap_err();
+        assert!(error.to_string().contains(part), "{error}");
+        assert_eq!(error.kind, Kind::Invalid);
+        assert_eq!(xen.domains(), [dom.0]);
+    };
+    refused(
+        &prepared("first", ""),
+        &format!("domain {dom} has this name"),
+    );
+    refused(&with_disk("second"), &format!("in use by domain {dom}"));
+    let disk = root().join("disk").display().to_string();
+    refused(
+        &prepared("second", &format!("disk=['{disk},raw,xvda,r']")),
+        "which writes to it",
+    );
+    refused(
+        &prepared(
+            "third",
+            &format!("disk=['{disk},raw,xvda,w','{disk},raw,xvdb,r']"),
+        ),
+        "this guest itself",
+    );
+    destroy(&xen, &store, dom).unwrap();
+    let read_only = |name| prepared(name, &format!("disk=['{disk},raw,xvda,r']"));
+    let a = create(&xen, &store, &read_only("a")).unwrap();
+    let b = create(&xen, &store, &read_only("b")).unwrap();
+    destroy(&xen, &store, a).unwrap();
+    destroy(&xen, &store, b).unwrap();
+}
+
+#[test]
+fn a_back_end_that_does_not_answer_is_named() {
+    let (xen, store, _) = host();
+    let before = store.dump();
+    store.make_deaf();
+    let error = create(&xen, &store, &with_disk("late")).unwrap_err();
+    assert_eq!(error.kind, Kind::TimedOut);
+    let text = error.to_string();
+    assert!(
+        text.contains("disk xvda is in state 1 (Initialising)"),
+        "{text}"
+    );
+    assert_eq!((xen.domains(), store.dump()), (vec![], before));
+
+    store.rm(None, "/tool/xlrs/blkback").unwrap();
+    let error = create(&xen, &store, &with_disk("nobody"))
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("neither our blkback nor the kernel's"),
+        "{error}"
+    );
+}
+
+#[test]
+fn too_much_memory_says_how_much_there_is() {
+    let (xen, store, _) = host();
+    let before = store.dump();
+    let error = create(&xen, &store, &prepared("big", "memory=1000")).unwrap_err();
+    assert_eq!(error.kind, Kind::NoMemory);
+    assert!(
+        error.to_string().contains("Xen has 256 MiB left"),
+        "{error}"
+    );
+    assert_eq!((xen.domains(), store.dump()), (vec![], before));
+}
+
+#[test]
+fn dom0_and_nobody_cannot_be_destroyed() {
+    let (xen, store, _) = host();
+    assert_eq!(
+        destroy(&xen, &store, DomId::DOM0).unwrap_err().kind,
+        Kind::Invalid
+    );
+    assert_eq!(
+        destroy(&xen, &store, DomId(9)).unwrap_err().kind,
+        Kind::NoSuchDomain
+    );
+    assert!(xen.info(DomId(9)).unwrap().is_none());
+}
