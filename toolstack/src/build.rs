@@ -8,6 +8,7 @@ use xen_sys::{DomId, GrantRef, Mfn, Pfn, Port, VcpuId};
 
 use crate::error::{Error, Kind, Result};
 use crate::prepare::Prepared;
+use crate::times;
 
 /// 2 MiB: the largest extents that are tried.
 const SUPERPAGE_ORDER: u32 = 9;
@@ -55,8 +56,10 @@ pub fn build<C: DomainControl>(control: &C, dom: DomId, guest: &Prepared) -> Res
         .alloc_unbound(dom, DomId::DOM0)
         .map_err(failed("make the console's event channel of"))?;
 
+    times::mark("domain calls");
     let p2m = populate(control, dom, guest)?;
     let frame = |pfn: Pfn| p2m[pfn.0 as usize];
+    times::mark("populate");
     let shared_info = control
         .info(dom)
         .map_err(failed("ask Xen about"))?
@@ -82,9 +85,12 @@ pub fn build<C: DomainControl>(control: &C, dom: DomId, guest: &Prepared) -> Res
 
     let window =
         Window::map(control, dom, plan, &p2m, shared_info).map_err(failed("map the memory of"))?;
+    times::mark("map");
     window.write_all(guest, &p2m, &info)?;
     // Xen refuses page tables that anybody could still write to.
+    times::mark("write");
     drop(window);
+    times::mark("unmap");
 
     if let Some(page) = guest.kernel.image()?.hypercall_page {
         control
@@ -94,6 +100,7 @@ pub fn build<C: DomainControl>(control: &C, dom: DomId, guest: &Prepared) -> Res
     control
         .pin_l4(dom, frame(plan.tables.first))
         .map_err(failed("pin the page tables of"))?;
+    times::mark("pin");
     control
         .seed_grants(
             dom,

@@ -10,10 +10,11 @@ use crate::build::build;
 use crate::destroy;
 use crate::error::{Error, Kind, Result};
 use crate::lock::{About, Lock};
-use crate::nodes::{self, Facts, Nic, PhysicalDevice};
+use crate::nodes::{self, Facts, Nic, Nodes, PhysicalDevice};
 use crate::os::{self, Interfaces, LoopDevice};
 use crate::prepare::{Disk, Prepared, Target};
 use crate::store::{Awaited, Look, StoreControl, find_by_name, wait_backends};
+use crate::times;
 use crate::userdata::{self, Userdata};
 
 /// How long back ends may take to take notice of a new guest.
@@ -71,11 +72,14 @@ pub fn create<C: DomainControl, S: StoreControl>(
     check_name(store, &guest.config.name)?;
     check_disks(store, &guest.disks)?;
 
+    times::mark("check");
     let dom = control
         .create(None, &specification(guest))
         .map_err(Error::hal("create a domain for", &guest.config.name))?;
     let guard = DomainGuard::new(control, store, dom);
+    times::mark("create domain");
     let built = build(control, dom, guest)?;
+    times::mark("build");
     let facts = Facts {
         dom,
         uuid: guest.uuid,
@@ -84,27 +88,42 @@ pub fn create<C: DomainControl, S: StoreControl>(
         console: built.console,
         now: now(),
     };
-    let mut all = nodes::guest(&facts);
+    // Nobody looks at the nodes of a domain that is not introduced: no transaction is needed for them.
+    nodes::guest(&facts)
+        .compact()
+        .write(store, None)
+        .map_err(declare_error(guest))?;
+    let mut devices = Nodes::default();
     let mut loops = Vec::new();
     for disk in &guest.disks {
         let physical = match servers.block {
             Some(Server::Kernel) => Some(physical_device(disk, &mut loops)?),
             _ => None,
         };
-        all.extend(nodes::disk(dom, &disk.config, physical.as_ref()));
+        devices.extend(nodes::disk(dom, &disk.config, physical.as_ref()));
     }
     for nic in &guest.nics {
-        all.extend(nodes::nic(dom, nic));
+        devices.extend(nodes::nic(dom, nic));
     }
-    let all = all.compact();
-    store.transaction(|store, tx| all.write(store, tx).map_err(declare_error(guest)))?;
+    if !devices.0.is_empty() {
+        // Back ends do look, and shall see all or nothing.
+        let devices = devices.compact();
+        store.transaction(|store, tx| {
+            let written = devices.write(store, Some(tx));
+            written.map_err(declare_error(guest))
+        })?;
+    }
+    times::mark("declare");
     drop(lock);
 
     write_userdata(dom, guest)?;
+    times::mark("userdata");
     store
         .introduce(dom, built.store.0, built.store.1)
         .map_err(Error::store("introduce to the store daemon domain", dom))?;
+    times::mark("introduce");
     wait_for_backends(store, dom, guest)?;
+    times::mark("back ends");
     for nic in &guest.nics {
         connect_nic(store, dom, nic)?;
     }

@@ -23,6 +23,7 @@ pub mod power;
 pub mod prepare;
 pub mod store;
 pub mod supervise;
+pub mod times;
 pub mod userdata;
 pub mod uuid;
 

@@ -8,8 +8,12 @@ use std::process::ExitCode;
 use clap::Parser;
 
 fn main() -> ExitCode {
+    xlrs::times::begin();
     let cli = cli::Cli::parse();
-    match cli::run(cli) {
+    xlrs::times::mark("command line");
+    let result = cli::run(cli);
+    xlrs::times::print();
+    match result {
         Ok(code) => code,
         Err(error) => {
             eprintln!("xlrs: {error}");

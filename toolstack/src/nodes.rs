@@ -79,7 +79,7 @@ impl Nodes {
     ///
     /// # Errors
     /// The first that the store refuses.
-    pub fn write(&self, store: &impl Store, tx: TxId) -> Result<(), StoreError> {
+    pub fn write(&self, store: &impl Store, tx: Option<TxId>) -> Result<(), StoreError> {
         let mut ops = Vec::with_capacity(self.0.len() * 2);
         for node in &self.0 {
             ops.push(StoreOp::Write(&node.path, node.value.as_bytes()));
@@ -87,7 +87,7 @@ impl Nodes {
                 ops.push(StoreOp::SetPermissions(&node.path, permissions));
             }
         }
-        let results = store.batch(Some(tx), &ops);
+        let results = store.batch(tx, &ops);
         results
             .into_iter()
             .find_map(Result::err)

@@ -7,7 +7,9 @@ use clap::Args;
 use xen_hal::DomainControl;
 use xlrs::prepare::Prepared;
 use xlrs::store::find_domain;
-use xlrs::{Error, Kind, Result, create as creation, destroy as removal, power, userdata, uuid};
+use xlrs::{
+    Error, Kind, Result, create as creation, destroy as removal, power, times, userdata, uuid,
+};
 
 use super::check;
 
@@ -81,12 +83,16 @@ pub fn create(args: CreateArgs) -> Result<ExitCode> {
         eprintln!("Parsing config from {}", path.display());
     }
     let config = check::read(file.as_deref(), &more)?;
+    times::mark("configuration");
     if args.dry_run {
         return dry_run(config, args.quiet);
     }
     let control = super::hypervisor()?;
+    times::mark("hypervisor");
     let store = super::store()?;
+    times::mark("store");
     let guest = Prepared::new(config)?;
+    times::mark("prepare");
     let dom = creation::create(&control, &store, &guest)?;
     let guard = creation::DomainGuard::new(&control, &store, dom);
     let start = || match args.paused {
@@ -102,6 +108,7 @@ pub fn create(args: CreateArgs) -> Result<ExitCode> {
         return console.run().map(|()| ExitCode::SUCCESS);
     }
     start()?;
+    times::mark("unpause");
     guard.keep();
     Ok(ExitCode::SUCCESS)
 }
