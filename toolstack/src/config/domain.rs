@@ -4,21 +4,16 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+use super::Source;
 use super::diag::{Diagnostic, Severity, Span, nearest};
-use super::disk::{DiskConfig, DiskFormat};
+use super::disk::DiskConfig;
+use super::getter::Getter;
 use super::keys::{self, Use};
-use super::parse::{Entry, Value, ValueKind};
+use super::parse::{Entry, ValueKind};
 use super::vif::NicConfig;
-use super::{Source, lex};
 
-/// Least memory that is believed: below it the value is surely a mistake of units.
-const MIN_MEMORY_KIB: u64 = 256;
-/// Most memory of a guest here, 1 TiB.
-const MAX_MEMORY_KIB: u64 = 1 << 30;
 /// Most vCPUs of a PV guest.
 const MAX_VCPUS: u32 = 512;
-/// Most disks, and most cards.
-const MAX_DEVICES: usize = 64;
 
 /// A guest as it shall be. Nothing in it is raw any more.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -92,7 +87,7 @@ pub enum Action {
 }
 
 impl Action {
-    const ALL: [(&str, Action); 7] = [
+    pub(super) const ALL: [(&str, Action); 7] = [
         ("destroy", Action::Destroy),
         ("restart", Action::Restart),
         ("rename-restart", Action::RenameRestart),
@@ -128,13 +123,19 @@ pub(crate) struct Context<'a> {
 }
 
 impl Context<'_> {
-    fn say(&mut self, severity: Severity, span: Span, message: String, help: Option<String>) {
+    pub(super) fn say(
+        &mut self,
+        severity: Severity,
+        span: Span,
+        message: String,
+        help: Option<String>,
+    ) {
         let mut diagnostic = Diagnostic::at(severity, self.sources, span, message);
         diagnostic.remedy = help;
         self.diagnostics.push(diagnostic);
     }
 
-    fn error(&mut self, span: Span, message: impl Into<String>, help: Option<&str>) {
+    pub(super) fn error(&mut self, span: Span, message: impl Into<String>, help: Option<&str>) {
         self.say(
             Severity::Error,
             span,
@@ -143,7 +144,7 @@ impl Context<'_> {
         );
     }
 
-    fn missing(&mut self, message: &str, help: &str) {
+    pub(super) fn missing(&mut self, message: &str, help: &str) {
         self.diagnostics
             .push(Diagnostic::whole(Severity::Error, self.sources, message).help(help));
     }
@@ -232,312 +233,6 @@ fn check_key(entry: &Entry, cx: &mut Context<'_>) {
             cx.say(Severity::Warning, entry.span, message, help);
         }
     }
-}
-
-/// Takes values out of the entries, complaining about wrong ones.
-struct Getter<'a, 'b, 'c> {
-    entries: &'a [Entry],
-    cx: &'b mut Context<'c>,
-}
-
-impl<'a> Getter<'a, '_, '_> {
-    fn entry(&self, key: &str) -> Option<&'a Entry> {
-        self.entries.iter().find(|entry| entry.key == key)
-    }
-
-    fn wrong(&mut self, value: &Value, key: &str, wanted: &str) {
-        let message = format!("`{key}` must be {wanted}, not {}", value.kind.describe());
-        self.cx.error(value.span, message, None);
-    }
-
-    fn text(&mut self, key: &str) -> Option<&'a str> {
-        let value = &self.entry(key)?.value;
-        match &value.kind {
-            ValueKind::Text(text) => Some(text),
-            _ => {
-                self.wrong(value, key, "a string");
-                None
-            }
-        }
-    }
-
-    /// A number, quoted or not.
-    fn number(&mut self, key: &str, min: i64, max: i64) -> Option<i64> {
-        let value = &self.entry(key)?.value;
-        let number = match &value.kind {
-            ValueKind::Number(number) => *number,
-            ValueKind::Text(text) => match lex::number(text.trim()) {
-                Some(number) => number,
-                None => {
-                    let message = format!("`{key}` must be a number, not {text:?}");
-                    self.cx.error(value.span, message, None);
-                    return None;
-                }
-            },
-            ValueKind::List(_) => {
-                self.wrong(value, key, "a number");
-                return None;
-            }
-        };
-        if !(min..=max).contains(&number) {
-            let message = format!("`{key}` = {number} is out of range");
-            let help = format!("{min} to {max}");
-            self.cx.error(value.span, message, Some(&help));
-            return None;
-        }
-        Some(number)
-    }
-
-    /// Memory in MiB, or a string with a unit.
-    fn memory(&mut self, key: &str) -> Option<u64> {
-        let value = &self.entry(key)?.value;
-        let kib = match &value.kind {
-            ValueKind::Number(mib) => u64::try_from(*mib).ok().and_then(|m| m.checked_mul(1024)),
-            ValueKind::Text(text) => match size_kib(text.trim()) {
-                Some(kib) => Some(kib),
-                None => {
-                    let message = format!("`{key}` = {text:?} is no size");
-                    let help = "a number of MiB, or a number and a unit: \"64M\", \"1G\"";
-                    self.cx.error(value.span, message, Some(help));
-                    return None;
-                }
-            },
-            ValueKind::List(_) => {
-                self.wrong(value, key, "a number of MiB");
-                return None;
-            }
-        };
-        match kib {
-            Some(kib) if (MIN_MEMORY_KIB..=MAX_MEMORY_KIB).contains(&kib) => Some(kib),
-            _ => {
-                let message = format!("`{key}` is out of range");
-                self.cx
-                    .error(value.span, message, Some("1 to 1048576 (MiB)"));
-                None
-            }
-        }
-    }
-
-    fn action(&mut self, key: &str, default: Action) -> Action {
-        let Some(word) = self.text(key) else {
-            return default;
-        };
-        if let Some(action) = Action::parse(word)
-            && (action != Action::SoftReset || key == "on_soft_reset")
-        {
-            return action;
-        }
-        if let Some(entry) = self.entry(key) {
-            let message = format!("`{key}` = {word:?} is no action");
-            let names: Vec<_> = Action::ALL[..6].iter().map(|(name, _)| *name).collect();
-            let help = format!("one of {}", names.join(", "));
-            self.cx.error(entry.value.span, message, Some(&help));
-        }
-        default
-    }
-
-    fn guest_type(&mut self) {
-        for (key, good) in [("type", &["pv"][..]), ("builder", &["generic", "linux"])] {
-            if let Some(word) = self.text(key)
-                && !good.contains(&word)
-                && let Some(entry) = self.entry(key)
-            {
-                let message = format!("`{key}` = {word:?}: only PV guests are supported");
-                self.cx
-                    .error(entry.value.span, message, Some("type = \"pv\""));
-            }
-        }
-    }
-
-    fn name(&mut self) -> Option<String> {
-        let Some(entry) = self.entry("name") else {
-            let help = "add a line such as name = \"web\"";
-            self.cx.missing("the guest has no name", help);
-            return None;
-        };
-        let name = self.text("name")?;
-        let why = if name.is_empty() {
-            "is empty"
-        } else if name.len() > 200 {
-            "is longer than 200 bytes"
-        } else if name.contains('/') || name.chars().any(char::is_control) {
-            "holds `/` or a control character"
-        } else if name.bytes().all(|b| b.is_ascii_digit()) {
-            "has digits only, so that it would be taken for a number"
-        } else if name == "." || name == ".." || name == "Domain-0" {
-            "is reserved"
-        } else {
-            return Some(name.to_string());
-        };
-        let message = format!("the guest's name {name:?} {why}");
-        self.cx.error(entry.value.span, message, None);
-        None
-    }
-
-    fn uuid(&mut self) -> Option<[u8; 16]> {
-        let text = self.text("uuid")?;
-        let uuid = crate::uuid::parse(text);
-        if uuid.is_none()
-            && let Some(entry) = self.entry("uuid")
-        {
-            let message = format!("{text:?} is no UUID");
-            let help =
-                "such as 0a1b2c3d-1111-2222-3333-444455556666; without one a random one is made";
-            self.cx.error(entry.value.span, message, Some(help));
-        }
-        uuid
-    }
-
-    fn kernel(&mut self) -> Option<PathBuf> {
-        match self.text("kernel") {
-            Some("") | None => {
-                // A wrong value has been complained about.
-                if self
-                    .entry("kernel")
-                    .is_none_or(|e| e.value.kind == ValueKind::Text("".into()))
-                {
-                    self.cx.missing(
-                        "the guest has no kernel",
-                        "add a line such as kernel = \"/boot/vmlinuz\"",
-                    );
-                }
-                None
-            }
-            Some(path) => Some(path.into()),
-        }
-    }
-
-    /// `cmdline`, else `root` and `extra`.
-    fn cmdline(&mut self) -> String {
-        let (root, extra) = (self.text("root"), self.text("extra"));
-        if let Some(cmdline) = self.text("cmdline") {
-            for key in ["root", "extra"] {
-                if let Some(entry) = self.entry(key) {
-                    let message = format!("`{key}` is ignored because `cmdline` is given");
-                    self.cx.say(Severity::Warning, entry.span, message, None);
-                }
-            }
-            return cmdline.to_string();
-        }
-        match (root, extra) {
-            (Some(root), Some(extra)) => format!("root={root} {extra}"),
-            (Some(root), None) => format!("root={root}"),
-            (None, extra) => extra.unwrap_or("").to_string(),
-        }
-    }
-
-    /// The strings of a list.
-    fn list(&mut self, key: &str) -> Vec<(&'a str, Span)> {
-        let Some(entry) = self.entry(key) else {
-            return Vec::new();
-        };
-        let ValueKind::List(items) = &entry.value.kind else {
-            self.wrong(&entry.value, key, "a list such as [ \"…\" ]");
-            return Vec::new();
-        };
-        if items.len() > MAX_DEVICES {
-            let message = format!("`{key}` has more than {MAX_DEVICES} elements");
-            self.cx.error(entry.value.span, message, None);
-            return Vec::new();
-        }
-        let mut out = Vec::new();
-        for item in items {
-            match &item.kind {
-                ValueKind::Text(text) => out.push((text.as_str(), item.span)),
-                _ => self.wrong(item, key, "a list of strings"),
-            }
-        }
-        out
-    }
-
-    fn disks(&mut self) -> Vec<DiskConfig> {
-        let mut disks: Vec<DiskConfig> = Vec::new();
-        for (text, span) in self.list("disk") {
-            match DiskConfig::parse(text) {
-                Ok(disk) => {
-                    if disks.iter().any(|other| other.number == disk.number) {
-                        let message = format!("there are two disks `{}`", disk.vdev);
-                        self.cx.error(span, message, None);
-                    }
-                    if let Some((what, help)) = unsupported(&disk) {
-                        self.cx.error(span, what, Some(help));
-                    }
-                    disks.push(disk);
-                }
-                Err((message, help)) => self.cx.error(span, message, help.as_deref()),
-            }
-        }
-        disks
-    }
-
-    fn nics(&mut self) -> Vec<NicConfig> {
-        let mut nics = Vec::new();
-        for (text, span) in self.list("vif") {
-            let mut warnings = Vec::new();
-            match NicConfig::parse(text, &mut warnings) {
-                Ok(nic) => nics.push(nic),
-                Err((message, help)) => self.cx.error(span, message, help.as_deref()),
-            }
-            for (message, help) in warnings {
-                self.cx.say(Severity::Warning, span, message, help);
-            }
-        }
-        nics
-    }
-}
-
-/// What of a disk's wishes cannot be met yet.
-fn unsupported(disk: &DiskConfig) -> Option<(String, &'static str)> {
-    if disk.format != DiskFormat::Raw {
-        let what = format!("disk format {} is not supported yet", disk.format.name());
-        return Some((what, "convert it: qemu-img convert -O raw OLD NEW"));
-    }
-    if disk.cdrom {
-        return Some((
-            "CD drives are not supported yet".into(),
-            "attach it as a read-only disk",
-        ));
-    }
-    if let Some(kind) = disk.backend_type.as_deref().filter(|kind| *kind != "phy") {
-        return Some((
-            format!("backendtype={kind} is not supported"),
-            "leave backendtype out",
-        ));
-    }
-    if disk.script.is_some() {
-        return Some((
-            "disk scripts are not supported yet".into(),
-            "name a file or block device",
-        ));
-    }
-    if disk.backend.is_some() {
-        return Some((
-            "driver domains are not supported yet".into(),
-            "leave backend= out",
-        ));
-    }
-    None
-}
-
-/// A size with an optional unit (K, M, G, T, with B or iB behind it); MiB without one.
-pub fn size_kib(text: &str) -> Option<u64> {
-    let end = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (digits, unit) = text.split_at(end);
-    let number: u64 = digits.parse().ok()?;
-    let unit = unit
-        .trim_start()
-        .trim_end_matches('B')
-        .trim_end_matches('i');
-    let factor = match unit {
-        "K" | "k" => 1,
-        "" | "M" | "m" => 1 << 10,
-        "G" | "g" => 1 << 20,
-        "T" | "t" => 1 << 30,
-        _ => return None,
-    };
-    number.checked_mul(factor)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Tests of whole configurations.
 
 use super::*;
+use crate::config::getter::size_kib;
 use crate::config::{Source, load};
 use proptest::prelude::*;
 

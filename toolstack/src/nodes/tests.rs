@@ -1,11 +1,11 @@
-//! Tests of nodes.rs: the nodes are those that stock xl 4.17 writes for the same guest.
+//! Tests of the nodes: the nodes are those that stock xl 4.17 writes for the same guest.
 
 use super::*;
 use crate::config::{Source, load};
 
 /// What `xenstore-ls -fp` shows of a guest that stock xl 4.17 has just created, without what the back
 /// ends and daemons have added.
-const STOCK: &str = include_str!("testdata/xenstore-xl-4.17.txt");
+const STOCK: &str = include_str!("../testdata/xenstore-xl-4.17.txt");
 
 #[test]
 fn the_nodes_are_those_of_stock_xl() {
