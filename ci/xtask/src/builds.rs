@@ -34,7 +34,7 @@ pub struct Built {
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Profile {
     /// Quick to rebuild, with every check on: for trying and testing.
-    Lab,
+    Checked,
     /// As shipped: for measuring.
     Release,
 }
@@ -43,7 +43,7 @@ impl Profile {
     /// cargo's name for it, and of the folder it builds into.
     fn name(self) -> &'static str {
         match self {
-            Profile::Lab => "lab",
+            Profile::Checked => "checked",
             Profile::Release => "release",
         }
     }

@@ -92,7 +92,7 @@ pub fn run(args: &DemoArgs) -> Result<i32> {
     let mut steps = Steps::default();
     let prepared = steps.step(
         "get Xen, kernel and stock tools ready; build our parts",
-        || Prepared::new(&[args.xen], false, Some(Profile::Lab), args.keep),
+        || Prepared::new(&[args.xen], false, Some(Profile::Checked), args.keep),
         |p| {
             let (programs, guests) = (p.built.programs.len(), p.built.guests.len());
             format!("{programs} programs, {guests} guest images")

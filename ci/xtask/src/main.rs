@@ -146,7 +146,7 @@ fn run_lab(args: LabArgs) -> Result<i32> {
     let mut prepared = Prepared::new(
         &[args.xen],
         args.refresh,
-        (!args.no_build).then_some(Profile::Lab),
+        (!args.no_build).then_some(Profile::Checked),
         args.keep,
     )?;
     for file in args.put {

@@ -23,6 +23,16 @@ pub enum Accel {
     Icount,
 }
 
+impl std::fmt::Display for Accel {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Accel::Tcg => "emulated by QEMU (TCG)",
+            Accel::Kvm => "on KVM",
+            Accel::Icount => "emulated by QEMU, the clock counting instructions",
+        })
+    }
+}
+
 /// Where the machine's memory comes from.
 pub enum Memory<'a> {
     /// Plain memory.

@@ -59,7 +59,7 @@ pub fn start(
     let why = match restored {
         Ok((qemu, channel)) => {
             let how = format!(
-                "{accel:?}, restored in {:.2} s",
+                "{accel}, restored in {:.2} s",
                 begun.elapsed().as_secs_f64()
             );
             return Ok(Started { qemu, channel, how });
@@ -86,10 +86,7 @@ fn start_cold(image: &Image, accel: Accel, memory_mib: u32, dir: &Path) -> Resul
     let begun = Instant::now();
     let (qemu, channel) = boot(image, accel, memory_mib, Memory::Anonymous, dir, BOOT_LIMIT)?;
     channel.hello(true, RESTORE_LIMIT)?;
-    let how = format!(
-        "{accel:?}, booted in {:.1} s",
-        begun.elapsed().as_secs_f64()
-    );
+    let how = format!("{accel}, booted in {:.1} s", begun.elapsed().as_secs_f64());
     Ok(Started { qemu, channel, how })
 }
 
@@ -177,7 +174,7 @@ fn obtain(
         make_dir(&unfinished)?;
         ui::slow(
             &format!(
-                "booting Xen {} and dom0 for a snapshot ({accel:?})",
+                "booting Xen {} and dom0 for a snapshot ({accel})",
                 version.name()
             ),
             || make(image, accel, memory_mib, &unfinished),
@@ -318,7 +315,7 @@ fn choose_accel(lab: &Path, image: &Image, memory_mib: u32) -> Result<Accel> {
         (probe.boot_id == boot_id).then_some(probe)
     };
     if let Some(probe) = known() {
-        ui::detail(format!("accelerator: {:?} ({})", probe.accel, probe.why));
+        ui::detail(format!("accelerator: {} ({})", probe.accel, probe.why));
         return Ok(probe.accel);
     }
     let _lock = Lock::exclusive(&lab.join("accel.lock"))?;
@@ -347,7 +344,7 @@ fn choose_accel(lab: &Path, image: &Image, memory_mib: u32) -> Result<Accel> {
             ),
         },
     };
-    ui::status(format!("accelerator: {accel:?} ({why})"));
+    ui::status(format!("accelerator: {accel} ({why})"));
     let probe = Probe {
         boot_id,
         accel,

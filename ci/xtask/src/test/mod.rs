@@ -70,7 +70,7 @@ pub fn run(args: &TestArgs) -> Result<i32> {
         plain::run(args, &report);
     }
     if args.has_tier(1) || args.has_tier(2) {
-        match Prepared::new(&args.versions(), false, Some(Profile::Lab), args.keep) {
+        match Prepared::new(&args.versions(), false, Some(Profile::Checked), args.keep) {
             Ok(prepared) => {
                 if args.has_tier(1) {
                     bare::run(args, &prepared, &report);
