@@ -11,6 +11,7 @@ mod ring;
 pub mod world;
 
 use rustix::io::Errno as OsErrno;
+use rustix::net::{RecvFlags, SendFlags};
 use xen_hal::Error;
 use xen_sys::DomId;
 use xs_wire::Frame;
@@ -38,6 +39,8 @@ pub struct Daemon<W> {
     world_ready: bool,
     /// What is read from a transport.
     buffer: Vec<u8>,
+    /// Connections that have had the first half of their turn, and whether bytes were moved.
+    served: Vec<(ConnId, bool)>,
 }
 
 /// What ended a connection.
@@ -57,6 +60,7 @@ impl<W: StoreWorld> Daemon<W> {
             io: Io::new(world, waiting),
             world_ready: true,
             buffer: Vec::new(),
+            served: Vec::new(),
         }
     }
 
@@ -144,16 +148,8 @@ impl<W: StoreWorld> Daemon<W> {
         let mut busy = self.take_events()?;
         // Those that are woken meanwhile have their turn in this step too, once.
         for _ in 0..2 {
-            for _ in 0..self.io.ready.len() {
-                let Some(id) = self.io.next_ready() else {
-                    break;
-                };
-                busy = true;
-                match self.serve(id) {
-                    Ok(more) => self.io.served(id, more),
-                    Err(end) => self.end(id, end),
-                }
-            }
+            busy |= !self.io.ready.is_empty();
+            self.serve_ready();
         }
         for id in std::mem::take(&mut self.io.doomed) {
             let why = "does not take its events".to_owned();
@@ -188,10 +184,37 @@ impl<W: StoreWorld> Daemon<W> {
         Ok(true)
     }
 
-    /// One connection's turn: sends, carries out some requests, sends again. Whether it has more to do.
-    fn serve(&mut self, id: ConnId) -> Result<bool, End> {
+    /// Gives each connection that has something to do its turn. What comes of it is sent after all have had theirs: a
+    /// client that works faster than this daemon then finds several replies instead of waiting for each.
+    fn serve_ready(&mut self) {
+        let mut served = std::mem::take(&mut self.served);
+        for _ in 0..self.io.ready.len() {
+            let Some(id) = self.io.next_ready() else {
+                break;
+            };
+            match self.listen(id) {
+                Ok(moved) => served.push((id, moved)),
+                Err(end) => self.end(id, end),
+            }
+        }
+        for (id, moved) in served.drain(..) {
+            match self.answer(id, moved) {
+                Ok(more) => self.io.served(id, more),
+                Err(end) => self.end(id, end),
+            }
+        }
+        self.served = served;
+    }
+
+    /// The first half of a connection's turn: sends what waits, carries out some requests. Whether any bytes were sent or
+    /// taken.
+    fn listen(&mut self, id: ConnId) -> Result<bool, End> {
         let moved = self.flush(id)?;
-        let moved = self.take_requests(id)? | moved;
+        Ok(self.take_requests(id)? | moved)
+    }
+
+    /// The second half: sends what has come of it. Whether it has more to do.
+    fn answer(&mut self, id: ConnId, moved: bool) -> Result<bool, End> {
         let moved = self.flush(id)? | moved;
         let Some(conn) = self.io.conns.get(&id) else {
             return Ok(false);
@@ -330,11 +353,13 @@ impl<W: StoreWorld> Daemon<W> {
                 Transport::Ring(ring) => ring
                     .send(bytes)
                     .map_err(|error| End::Fault(RingFault::Index, error.to_string()))?,
-                Transport::Socket(fd) => match rustix::io::write(&*fd, bytes) {
-                    Ok(len) => len,
-                    Err(OsErrno::AGAIN | OsErrno::INTR) => 0,
-                    Err(_) => return Err(End::Closed),
-                },
+                Transport::Socket(fd) => {
+                    match rustix::net::send(&*fd, bytes, SendFlags::NOSIGNAL) {
+                        Ok(len) => len,
+                        Err(OsErrno::AGAIN | OsErrno::INTR) => 0,
+                        Err(_) => return Err(End::Closed),
+                    }
+                }
             };
             if len < bytes.len() {
                 conn.writable = false;
@@ -374,5 +399,6 @@ fn has_message(input: &[u8]) -> bool {
 /// Reads up to [`READ_SIZE`] bytes into an empty buffer.
 fn receive(fd: &std::os::fd::OwnedFd, to: &mut Vec<u8>) -> Result<usize, OsErrno> {
     to.reserve_exact(READ_SIZE);
-    rustix::io::read(fd, rustix::buffer::spare_capacity(to))
+    let (len, _) = rustix::net::recv(fd, rustix::buffer::spare_capacity(to), RecvFlags::empty())?;
+    Ok(len)
 }
