@@ -16,6 +16,7 @@ use crate::lab::Prepared;
 use crate::packages::XenVersion;
 use crate::paths;
 use crate::qemu::{Accel, Machine, Memory};
+use crate::runs::RunFolder;
 use crate::ui;
 
 /// Options of `cargo xtask bench create`.
@@ -78,7 +79,7 @@ pub fn run(args: &BenchArgs) -> Result<i32> {
 
 /// Boots with the bench in the image and gives what it printed.
 fn measure(prepared: &Prepared, args: &BenchArgs) -> Result<String> {
-    let folder = prepared.run_folder()?;
+    let folder = RunFolder::new(&prepared.lab, prepared.keep)?;
     let dir = folder.path();
     let image = prepared.image(args.xen)?;
     let initrd = boot_image(dir, image, prepared, include_str!("../bench/create"))?;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use lab_agent::message::Command;
@@ -12,8 +11,9 @@ use crate::channel::{Channel, Event, Running};
 use crate::error::{Context, Result, fail};
 use crate::image::{self, Image};
 use crate::packages::{self, XenVersion};
-use crate::paths::{self, Lock, make_dir};
+use crate::paths::{self, make_dir};
 use crate::qemu::Qemu;
+use crate::runs::{self, RunFolder};
 use crate::snapshot;
 use crate::ui;
 
@@ -34,53 +34,6 @@ pub struct Lab {
     qemu: Qemu,
     how: String,
     folder: RunFolder,
-}
-
-/// The folder of one run. Dropped: removed, unless it is to be kept.
-pub struct RunFolder {
-    path: PathBuf,
-    fate: std::sync::Mutex<Fate>,
-    _lock: Lock,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Remove,
-    Keep,
-    KeepAndSay,
-}
-
-impl RunFolder {
-    /// Where it is.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    fn set(&self, fate: Fate) {
-        *self.fate.lock().unwrap_or_else(|e| e.into_inner()) = fate;
-    }
-
-    /// Keeps it.
-    pub fn keep(&self) {
-        self.set(Fate::Keep);
-    }
-}
-
-impl Drop for RunFolder {
-    fn drop(&mut self) {
-        let fate = *self.fate.get_mut().unwrap_or_else(|e| e.into_inner());
-        if fate == Fate::Remove {
-            let _ = std::fs::remove_dir_all(&self.path);
-            return;
-        }
-        if fate == Fate::KeepAndSay {
-            ui::status(format!("kept: {}", self.path.display()));
-        }
-        let _ = std::fs::write(self.path.join(KEPT), b"");
-        for bulk in ["state", "disk.img", "bench-initrd"] {
-            let _ = std::fs::remove_file(self.path.join(bulk));
-        }
-    }
 }
 
 /// Where a lab comes from.
@@ -129,35 +82,12 @@ impl Prepared {
                 "no crate has the program {name} yet: /lab/bin goes without it"
             ));
         }
-        sweep(&lab);
+        runs::sweep(&lab);
         Ok(Prepared {
             lab,
             images,
             built,
             keep,
-        })
-    }
-
-    /// A new folder for a run, locked while the run lives.
-    pub fn run_folder(&self) -> Result<RunFolder> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let runs = self.lab.join("runs");
-        make_dir(&runs)?;
-        let n = NEXT.fetch_add(1, Ordering::Relaxed);
-        let name = format!("{}-{n}", std::process::id());
-        let lock = Lock::exclusive(&runs.join(format!("{name}.lock")))?;
-        let path = runs.join(&name);
-        let _ = std::fs::remove_dir_all(&path);
-        make_dir(&path)?;
-        let fate = if self.keep {
-            Fate::KeepAndSay
-        } else {
-            Fate::Remove
-        };
-        Ok(RunFolder {
-            path,
-            fate: std::sync::Mutex::new(fate),
-            _lock: lock,
         })
     }
 
@@ -183,7 +113,7 @@ impl Lab {
         memory_mib: u32,
         origin: Origin,
     ) -> Result<Lab> {
-        let folder = prepared.run_folder()?;
+        let folder = RunFolder::new(&prepared.lab, prepared.keep)?;
         let dir = folder.path();
         snapshot::furnish(dir)?;
         let image = prepared.image(version)?;
@@ -233,7 +163,7 @@ impl Lab {
 
     /// Keeps the run's folder after the end, and says where it is.
     pub fn keep(&self) {
-        self.folder.set(Fate::KeepAndSay);
+        self.folder.keep_and_say();
     }
 
     /// Keeps the run's folder after the end.
@@ -354,35 +284,6 @@ fn files_below(dir: &Path, out: &mut Vec<PathBuf>) {
         } else if !path.ends_with("console/hypervisor.log") {
             // Xen's own log is in the machine's console.
             out.push(path);
-        }
-    }
-}
-
-/// How long the folder of a run that is over is kept: `--keep`, or a failure's logs.
-const KEPT_FOR: Duration = Duration::from_secs(24 * 3600);
-
-/// Marks the folder of a run that is over but was to be kept.
-const KEPT: &str = "kept";
-
-/// Removes what is left of kept runs that are old, and of killed ones.
-fn sweep(lab: &Path) {
-    let runs = lab.join("runs");
-    for entry in std::fs::read_dir(&runs).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if path.extension().is_none_or(|e| e != "lock") {
-            continue;
-        }
-        let Ok(Some(_lock)) = Lock::try_exclusive(&path) else {
-            continue;
-        };
-        let dir = path.with_extension("");
-        let kept = std::fs::metadata(dir.join(KEPT))
-            .and_then(|m| m.modified())
-            .ok();
-        let age = kept.and_then(|m| m.elapsed().ok());
-        if age.is_none_or(|a| a > KEPT_FOR) {
-            let _ = std::fs::remove_dir_all(&dir);
-            let _ = std::fs::remove_file(&path);
         }
     }
 }

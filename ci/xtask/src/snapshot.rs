@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use crate::channel::Channel;
-use crate::error::{Context, Result};
+use crate::error::{Context, Result, fail};
 use crate::image::Image;
 use crate::packages::XenVersion;
 use crate::paths::{self, Key, Lock, make_dir};
@@ -123,6 +123,7 @@ fn boot(
     };
     let mut qemu = machine.start()?;
     let channel = Channel::new(qemu.connect("lab.sock", Duration::from_secs(20))?)?;
+    let mut monitor = qemu.monitor()?;
     let deadline = Instant::now() + limit;
     loop {
         match channel.hello(false, Duration::from_secs(2)) {
@@ -132,6 +133,11 @@ fn boot(
                     .context(|| format!("booting Xen and dom0 ({limit:?})\n{}", qemu.words()));
             }
             Err(_) => qemu.check()?,
+        }
+        // A CPU that KVM cannot go on with stands still; there is nothing to wait for.
+        let state = monitor.run("query-status", json!({}))?;
+        if state["status"] == "internal-error" {
+            return fail(format!("the virtual CPU stopped\n{}", qemu.words()));
         }
     }
 }

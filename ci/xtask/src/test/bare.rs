@@ -10,6 +10,7 @@ use crate::lab::Prepared;
 use crate::packages::XenVersion;
 use crate::paths;
 use crate::qemu::BareMachine;
+use crate::runs::RunFolder;
 use crate::ui;
 
 /// Longest such a run may take; it takes a second or two.
@@ -50,7 +51,7 @@ pub fn run(args: &TestArgs, prepared: &Prepared, report: &Report) {
 }
 
 fn boot(prepared: &Prepared, version: XenVersion, image: &Path) -> Result<Verdict> {
-    let dir = prepared.run_folder()?;
+    let dir = RunFolder::new(&prepared.lab, prepared.keep)?;
     let machine = BareMachine {
         xen: &prepared.image(version)?.xen,
         guest: image,
