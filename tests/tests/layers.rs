@@ -193,7 +193,10 @@ impl Tree {
                 "metadata",
                 "--format-version",
                 "1",
-                "--offline",
+                "--locked",
+                // What this platform builds has been downloaded; what others need has not.
+                "--filter-platform",
+                "x86_64-unknown-linux-gnu",
                 "--manifest-path",
             ])
             .arg(root().join(manifest))

@@ -143,6 +143,13 @@ pub fn xen(lab: &Path, version: XenVersion, refresh: bool) -> Result<PackageSet>
     obtain(lab, &set, version.suite(), &wanted, refresh, useful)
 }
 
+/// Xen's public C headers, which xen-sys and xen-dom0 are compared with. Returns the folder that holds `xen/`.
+pub fn headers(lab: &Path) -> Result<PathBuf> {
+    let only = |name: &str| name == "libxen-dev";
+    let set = obtain(lab, "headers", "bookworm", &["libxen-dev"], false, only)?;
+    Ok(set.root.join("usr/include"))
+}
+
 fn obtain(
     lab: &Path,
     set: &str,

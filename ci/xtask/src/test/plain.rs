@@ -9,6 +9,7 @@ use super::TestArgs;
 use super::report::{Place, Report, Verdict};
 use crate::builds;
 use crate::error::{Context, Result};
+use crate::packages;
 use crate::paths;
 use crate::ui;
 
@@ -160,7 +161,9 @@ impl Seen {
 }
 
 fn follow_cargo_test(args: &TestArgs, workspace: &Path) -> Result<Seen> {
+    let headers = packages::headers(&paths::lab_dir()?)?;
     let mut command = builds::cargo_command(workspace, None);
+    command.env("XLRS_XEN_HEADERS", headers);
     command.args(["test", "--workspace", "--no-fail-fast", "--"]);
     if let Some(filter) = &args.filter {
         command.arg(filter);
