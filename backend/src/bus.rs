@@ -76,7 +76,7 @@ struct Entry<D: Driver> {
 }
 
 /// Most store events taken before the devices they name are looked at (XSA-349: a flood costs one look).
-const EVENTS_PER_STEP: usize = 1024;
+const EVENTS_PER_DRAIN: usize = 1024;
 
 const BACK_TOKEN: &str = "back";
 
@@ -103,18 +103,28 @@ impl<D: Driver> Bus<D> {
     /// Takes store events and moves the devices they name; true if there may be more to do at once.
     /// An error means that the store itself is lost: a device's own errors end that device only.
     pub fn step(&mut self, store: &dyn Store) -> Result<bool, StoreError> {
-        let mut events = 0;
-        while events < EVENTS_PER_STEP
-            && let Some(event) = store.next_event()?
-        {
-            self.sort(&event.path, &event.token);
-            events += 1;
-        }
+        let mut more = self.drain(store)?;
         if std::mem::take(&mut self.rescan) {
             self.scan(store)?;
         }
         for key in std::mem::take(&mut self.dirty) {
             self.tend(store, key)?;
+            // Events come along with the replies: guests that write without end would otherwise fill the
+            // client's queue while many devices are looked at, and that ends the connection.
+            self.drain(store)?;
+            more = true;
+        }
+        Ok(more)
+    }
+
+    /// Takes store events, up to a limit, and notes what they name; false if there was none.
+    fn drain(&mut self, store: &dyn Store) -> Result<bool, StoreError> {
+        let mut events = 0;
+        while events < EVENTS_PER_DRAIN
+            && let Some(event) = store.next_event()?
+        {
+            self.sort(&event.path, &event.token);
+            events += 1;
         }
         Ok(events > 0)
     }

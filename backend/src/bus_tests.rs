@@ -193,3 +193,19 @@ fn a_directory_that_goes_meanwhile_is_not_brought_back() {
     assert_eq!(probe.take(), ["open 1/7", "close 1/7"]);
     assert_eq!(store.list(None, &format!("{BACK}/1")).unwrap(), [""; 0]);
 }
+
+#[test]
+fn guests_that_write_without_end_do_not_fill_the_clients_queue() {
+    let (store, probe) = (MemoryStore::new(), Probe::default());
+    let mut bus = Bus::new(probe, DomId::DOM0, |_| {});
+    bus.start(&store).unwrap();
+    for dom in 1..=200 {
+        declare(&store, dom);
+    }
+    // So many that looking at all devices once brings more than the client holds.
+    store.flood("1/7", 40, 500_000);
+    for _ in 0..3 {
+        bus.step(&store).unwrap();
+    }
+    assert_eq!(state(&store, 200), "2");
+}

@@ -6,12 +6,14 @@ use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::FlockOperation;
 use xen_hal::{Store, StoreExt};
 
+use crate::quota::{Quota, Verdict};
 use crate::{Bus, Driver, Wake};
 
 /// Arguments that every daemon takes.
@@ -74,12 +76,11 @@ fn try_run(
     if let Some(file) = &log_file {
         rustix::stdio::dup2_stderr(file)?;
     }
-    let mut ready = Ready {
+    let ready = Ready {
         parent,
         pid_file: common.pid_file.clone(),
         pid_written: false,
     };
-    ready.write_pid()?;
     let mut parent = ready
         .parent
         .as_ref()
@@ -103,12 +104,15 @@ pub struct Ready {
 }
 
 impl Ready {
-    /// Tells whoever started the daemon that it serves.
-    pub fn announce(&mut self) {
+    /// Writes the pid file and tells whoever started the daemon that it serves. Not earlier: a second
+    /// process that finds it is not alone leaves the first one's file as it is.
+    pub fn announce(&mut self) -> Result<(), Failure> {
+        self.write_pid()?;
         if let Some(mut pipe) = self.parent.take() {
             // Whoever started it may have gone meanwhile.
             let _ = pipe.write_all(&[READY]);
         }
+        Ok(())
     }
 
     fn write_pid(&mut self) -> Result<(), Failure> {
@@ -172,6 +176,31 @@ fn wait_for_child(name: &str, common: &Common, mut pipe: File) -> ExitCode {
 fn open_log(path: &Path) -> Result<File, Failure> {
     let file = OpenOptions::new().append(true).create(true).open(path);
     file.map_err(|error| format!("cannot open the log file {}: {error}", path.display()).into())
+}
+
+/// Writes one line about a device, `NAME: WHAT`, to the log. A guest makes its devices connect, fail and
+/// close as often as it likes, so each name has a [`Quota`].
+pub fn log_device(line: &str) {
+    static QUOTA: Mutex<Quota> = Mutex::new(Quota::new());
+    let name = line.split_once(": ").map_or(line, |(name, _)| name);
+    let verdict = QUOTA
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .admit(name, Instant::now());
+    match verdict {
+        Verdict::Log { missed: 0 } => log(line),
+        Verdict::Log { missed } => {
+            log(&format!("{name}: {missed} lines were left out"));
+            log(line);
+        }
+        Verdict::Last => {
+            log(line);
+            log(&format!(
+                "{name}: too much to say; nothing more for a while"
+            ));
+        }
+        Verdict::Drop => {}
+    }
 }
 
 /// Writes one line to the log, with the time.
@@ -263,19 +292,35 @@ pub fn serve<D: Driver, S: Store + AsFd>(
     node: &str,
     ready: &mut Ready,
 ) -> Result<(), Failure> {
+    serve_until(bus, store, store.as_fd(), signals, wake, node, ready)
+}
+
+fn serve_until<D: Driver>(
+    bus: &mut Bus<D>,
+    store: &dyn Store,
+    store_fd: BorrowedFd<'_>,
+    signals: &Signals,
+    wake: &Wake,
+    node: &str,
+    ready: &mut Ready,
+) -> Result<(), Failure> {
     bus.start(store)?;
-    while bus.step(store)? {}
+    bus.step(store)?;
     store.write_display(None, node, &std::process::id())?;
-    ready.announce();
+    ready.announce()?;
     let (known, connected) = bus.counts();
     log(&format!("ready: {known} devices, {connected} connected"));
+    // Replies may have brought events along, of which the descriptor tells nothing. And one step a round: a
+    // guest that writes without end must keep neither signals nor the other devices' workers waiting.
+    let mut more = true;
     loop {
         let mut fds = [
-            PollFd::new(store, PollFlags::IN),
+            PollFd::new(&store_fd, PollFlags::IN),
             PollFd::new(wake, PollFlags::IN),
             PollFd::new(signals, PollFlags::IN),
         ];
-        match poll(&mut fds, None) {
+        let at_once = Timespec::default();
+        match poll(&mut fds, more.then_some(&at_once)) {
             Ok(_) => {}
             Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(format!("poll: {error}").into()),
@@ -285,7 +330,7 @@ pub fn serve<D: Driver, S: Store + AsFd>(
         }
         wake.clear();
         bus.check(store)?;
-        while bus.step(store)? {}
+        more = bus.step(store)?;
     }
     log("ending; running guests wait for the next process");
     store.rm_if_present(None, node)?;
@@ -312,7 +357,12 @@ fn check_module(sysfs: &Path, module: &str) -> Result<(), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use xen_hal::Error;
+    use xen_sys::DomId;
+
     use super::*;
+    use crate::testing::MemoryStore;
+    use crate::{DeviceId, Node, Site};
 
     #[test]
     fn one_process_at_a_time() {
@@ -324,6 +374,83 @@ mod tests {
         drop(held);
         lock(&folder, "x", Duration::ZERO).unwrap();
         fs::remove_dir_all(&folder).unwrap();
+    }
+
+    #[test]
+    fn a_process_that_never_serves_leaves_the_pid_file_alone() {
+        let path = std::env::temp_dir().join(format!("xen-backend-pid-{}", std::process::id()));
+        fs::write(&path, "17\n").unwrap();
+        let common = Common {
+            daemon: false,
+            pid_file: Some(path.clone()),
+            log_file: None,
+        };
+        run("x", &common, |_| Err("x is running already".into()));
+        assert_eq!(fs::read_to_string(&path).unwrap(), "17\n");
+        let served = run("x", &common, |mut ready| {
+            ready.announce()?;
+            let pid = fs::read_to_string(&path)?;
+            assert_eq!(pid, format!("{}\n", std::process::id()));
+            Ok(())
+        });
+        assert_eq!(served, ExitCode::SUCCESS);
+        assert!(!path.exists());
+    }
+
+    /// Its device never connects. The third time it is asked to, a signal ends the daemon.
+    struct Idle(u32);
+
+    impl Driver for Idle {
+        const CLASS: &'static str = "vbd";
+        type Device = ();
+        type Connection = ();
+
+        fn open(&mut self, _: &Site<'_>) -> Result<((), Vec<Node>), Error> {
+            Ok(((), Vec::new()))
+        }
+
+        fn connect(&mut self, _: &Site<'_>, (): &mut ()) -> Result<Option<((), Vec<Node>)>, Error> {
+            self.0 += 1;
+            if self.0 == 3 {
+                #[allow(unsafe_code)]
+                // SAFETY: sends a signal, which is blocked, to this thread.
+                let sent = unsafe { libc::raise(libc::SIGTERM) };
+                assert_eq!(sent, 0);
+            }
+            Ok(None)
+        }
+
+        fn failure(&self, (): &()) -> Option<Error> {
+            None
+        }
+
+        fn close(&mut self, _: DeviceId, (): ()) {}
+    }
+
+    #[test]
+    fn a_flood_of_events_keeps_no_signal_waiting() {
+        // In a thread of its own: the signals are blocked, and sent, for that thread alone.
+        let flooded = || {
+            let signals = Signals::take().unwrap();
+            let (store, wake) = (MemoryStore::new(), Wake::new().unwrap());
+            let mut bus = Bus::new(Idle(0), DomId::DOM0, |_| {});
+            store.fill(
+                "/local/domain/0/backend/vbd/1/7",
+                &[("frontend", "/f"), ("state", "1")],
+            );
+            store.fill("/f", &[("state", "4")]);
+            store.flood("1/7", 1, 100_000);
+            let mut ready = Ready {
+                parent: None,
+                pid_file: None,
+                pid_written: false,
+            };
+            // Its descriptor says that nothing waits.
+            let fd = wake.as_fd();
+            serve_until(&mut bus, &store, fd, &signals, &wake, "/node", &mut ready).unwrap();
+            assert!(store.flood_left() > 0, "the flood was waited out");
+        };
+        std::thread::spawn(flooded).join().unwrap();
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod bus;
 #[cfg(test)]
 mod bus_tests;
 pub mod daemon;
+mod quota;
 mod site;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

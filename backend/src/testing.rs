@@ -16,7 +16,19 @@ struct Inner {
     nodes: BTreeMap<String, Vec<u8>>,
     watches: Vec<(String, String)>,
     events: VecDeque<WatchEvent>,
+    flood: Flood,
 }
+
+/// A guest that writes without end below a watched path.
+#[derive(Debug, Default)]
+struct Flood {
+    per_read: usize,
+    left: usize,
+    token: String,
+}
+
+/// Most events that a client keeps before it gives its connection up.
+const MAX_EVENTS: usize = 16384;
 
 impl MemoryStore {
     /// An empty store.
@@ -40,6 +52,21 @@ impl MemoryStore {
         String::from_utf8_lossy(&value).into_owned()
     }
 
+    /// From now on each read comes with `per_read` events of the watch `token`, no two of which are the
+    /// same, up to `total` of them.
+    pub fn flood(&self, token: &str, per_read: usize, total: usize) {
+        self.lock().flood = Flood {
+            per_read,
+            left: total,
+            token: token.to_string(),
+        };
+    }
+
+    /// How many events of the flood are still to come.
+    pub fn flood_left(&self) -> usize {
+        self.lock().flood.left
+    }
+
     /// How many watches there are.
     pub fn watches(&self) -> usize {
         self.lock().watches.len()
@@ -58,6 +85,16 @@ fn is_below(path: &str, base: &str) -> bool {
 }
 
 impl Inner {
+    fn add_flood(&mut self) {
+        for _ in 0..self.flood.per_read.min(self.flood.left) {
+            self.flood.left -= 1;
+            self.events.push_back(WatchEvent {
+                path: format!("/flood/{}", self.flood.left),
+                token: self.flood.token.clone(),
+            });
+        }
+    }
+
     fn fire(&mut self, path: &str, removed: bool) {
         for (watched, token) in &self.watches {
             let below = is_below(path, watched);
@@ -81,7 +118,15 @@ fn missing(op: &'static str, path: &str) -> StoreError {
 
 impl Store for MemoryStore {
     fn read(&self, _: Option<TxId>, path: &str) -> Result<Vec<u8>, StoreError> {
-        let inner = self.lock();
+        let mut inner = self.lock();
+        inner.add_flood();
+        if inner.events.len() > MAX_EVENTS {
+            return Err(StoreError {
+                op: "READ",
+                object: path.to_string(),
+                errno: Errno::EIO,
+            });
+        }
         inner
             .nodes
             .get(path)

@@ -84,7 +84,7 @@ pub fn serve<W: World>(
     store.watch("@releaseDomain", RELEASED)?;
     daemon.look_around()?;
     store.write_display(None, NODE, &std::process::id())?;
-    ready.announce();
+    ready.announce()?;
     loop {
         while let Some(event) = store.next_event()? {
             daemon.on_watch(&event.token)?;

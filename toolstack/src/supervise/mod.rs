@@ -46,7 +46,7 @@ pub fn serve<C: DomainControl, S: StoreControl + AsFd>(
     store.watch("@releaseDomain", "released")?;
     supervisor.look_around()?;
     store.write_display(None, NODE, &std::process::id())?;
-    ready.announce();
+    ready.announce()?;
     loop {
         let mut any = false;
         while store.next_event()?.is_some() {
