@@ -60,7 +60,7 @@ fn serve(args: &Args, mut ready: Ready) -> Result<(), Failure> {
         wake: wake.clone(),
     };
     let driver = BlockDriver::new(threads, open_file());
-    let mut bus = Bus::new(driver, DomId::DOM0, daemon::log);
+    let mut bus = Bus::new(driver, DomId::DOM0, daemon::log_device);
     daemon::serve(&mut bus, &store, &signals, &wake, NODE, &mut ready)
 }
 
@@ -83,7 +83,7 @@ impl Datapath for Threads {
     ) -> Result<Worker> {
         let events = Events::open()?;
         let prefix = name.to_string();
-        let log = Arc::new(move |line: &str| daemon::log(&format!("{prefix}: {line}")));
+        let log = Arc::new(move |line: &str| daemon::log_device(&format!("{prefix}: {line}")));
         let mut served = Served::new(
             ring,
             self.grants.clone(),

@@ -21,7 +21,7 @@ pub trait Storage: Send + Sync {
     fn write(&self, offset: u64, from: &[u8]) -> io::Result<()>;
     /// Makes everything written last.
     fn flush(&self) -> io::Result<()>;
-    /// Gives the space of these bytes back; they read as zeros from then on.
+    /// Gives the space of these bytes back, if the storage can; what they read as from then on is undefined.
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
     /// What tells this disk from others, if anything does: device and inode, or the block device's number.
     fn identity(&self) -> Option<Identity>;
@@ -48,6 +48,15 @@ pub struct FileStorage {
 impl FileStorage {
     /// Opens a file or block device.
     pub fn open(path: &Path, read_only: bool) -> io::Result<FileStorage> {
+        let unsuitable = || {
+            let why = "it is neither a file nor a block device";
+            io::Error::new(io::ErrorKind::InvalidInput, why)
+        };
+        // Looked at before it is opened: opening a pipe would wait for its writer, and all devices with us.
+        let kind = std::fs::metadata(path)?.file_type();
+        if !kind.is_block_device() && !kind.is_file() {
+            return Err(unsuitable());
+        }
         let mut file = OpenOptions::new().read(true).write(!read_only).open(path)?;
         let meta = file.metadata()?;
         let kind = meta.file_type();
@@ -57,10 +66,7 @@ impl FileStorage {
         } else if kind.is_file() {
             Identity::File(meta.dev(), meta.ino())
         } else {
-            return Err(io::Error::new(
-                io::ErrorKind::InvalidInput,
-                "it is neither a file nor a block device",
-            ));
+            return Err(unsuitable());
         };
         // A block device's metadata has no length, but its end can be sought.
         let len = file.seek(SeekFrom::End(0))?;
@@ -114,5 +120,24 @@ impl Storage for FileStorage {
 
     fn identity(&self) -> Option<Identity> {
         Some(self.identity)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pipe_is_refused_without_waiting_for_its_writer() {
+        let path = std::env::temp_dir().join(format!("blkback-pipe-{}", std::process::id()));
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        let (tell, told) = std::sync::mpsc::channel();
+        let pipe = path.clone();
+        std::thread::spawn(move || tell.send(FileStorage::open(&pipe, true).map(drop)));
+        let outcome = told.recv_timeout(std::time::Duration::from_secs(10));
+        std::fs::remove_file(&path).unwrap();
+        let error = outcome.expect("it does not wait").unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
     }
 }

@@ -47,7 +47,7 @@ fn serve(mut ready: Ready) -> Result<(), Failure> {
         wake: wake.clone(),
     };
     remove_leftovers(&store)?;
-    let mut bus = Bus::new(NetDriver::new(threads), DomId::DOM0, daemon::log);
+    let mut bus = Bus::new(NetDriver::new(threads), DomId::DOM0, daemon::log_device);
     daemon::serve(&mut bus, &store, &signals, &wake, NODE, &mut ready)
 }
 
@@ -105,7 +105,7 @@ impl Datapath for Threads {
     fn serve(&mut self, name: &str, ring: &RingInfo, tap: Arc<Tap>) -> Result<Worker> {
         let events = Events::open()?;
         let prefix = name.to_string();
-        let log = Arc::new(move |line: &str| daemon::log(&format!("{prefix}: {line}")));
+        let log = Arc::new(move |line: &str| daemon::log_device(&format!("{prefix}: {line}")));
         let mut served = Served::new(ring, self.grants.clone(), events, tap.clone(), log)?;
         Worker::spawn(name.to_string(), &self.wake, move |stop| {
             while !stop.requested() {
