@@ -71,16 +71,16 @@ impl<W: StoreWorld> Server<W> {
             if self.full && self.daemon.connections() < self.full_at {
                 self.listen()?;
             }
-            let timeout = rustix::event::Timespec {
-                tv_sec: 0,
-                tv_nsec: 0,
-            };
-            let timeout = self.daemon.has_work().then_some(&timeout);
+            let patience = self.daemon.patience();
+            let timeout = patience.map(|patience| rustix::event::Timespec {
+                tv_sec: patience.as_secs() as i64,
+                tv_nsec: patience.subsec_nanos().into(),
+            });
             events.clear();
             match epoll::wait(
                 &self.epoll,
                 rustix::buffer::spare_capacity(&mut events),
-                timeout,
+                timeout.as_ref(),
             ) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(failed(error)),

@@ -63,6 +63,7 @@ impl Core {
         if let Some(conn) = connected {
             host.rebind(conn, dom, port)?;
             self.reset(conn);
+            self.turns.reset(conn, true);
             return Ok(());
         }
         let conn = host.connect(dom, frame, port)?;
@@ -165,6 +166,7 @@ impl Core {
         if tell {
             self.released(host);
         }
+        self.give_turns(host);
     }
 
     /// A domain's connection, its nodes and its rights go (XSA-419, XSA-322).
@@ -174,6 +176,7 @@ impl Core {
         };
         if let Some(conn) = domain.conn {
             self.reset(conn);
+            self.turns.reset(conn, true);
             self.conns.remove(&conn);
             host.disconnect(conn);
         }

@@ -14,6 +14,7 @@ pub mod path;
 mod requests;
 pub mod transaction;
 pub mod tree;
+pub mod turns;
 pub mod watch;
 
 #[cfg(test)]
@@ -22,6 +23,7 @@ mod tests;
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
+use std::time::Duration;
 
 use xen_sys::{DomId, Errno, Port};
 use xs_wire::{Access, Header, Op};
@@ -33,6 +35,7 @@ use ops::{Change, Ops, Owned};
 use path::{INTRODUCE_DOMAIN, RELEASE_DOMAIN};
 use transaction::Transaction;
 use tree::Tree;
+use turns::{PENALTY, Turns};
 use watch::Watches;
 
 /// One client's connection; numbers are not used twice.
@@ -122,6 +125,7 @@ pub struct Core {
     conns: ConnMap<Client>,
     domains: HashMap<DomId, Domain>,
     watches: Watches,
+    turns: Turns,
     introduce_acl: Acl,
     release_acl: Acl,
     last_life: u32,
@@ -136,6 +140,10 @@ struct Client {
     watched: HashMap<Rc<str>, u32>,
     watch_count: u32,
     transactions: HashMap<u32, Transaction>,
+    /// The node at which its next transaction is to wait for its turn.
+    contends: Option<Rc<str>>,
+    /// Until when it gets no turn.
+    no_turn_until: Duration,
 }
 
 impl Core {
@@ -152,6 +160,7 @@ impl Core {
             conns: ConnMap::default(),
             domains: HashMap::new(),
             watches: Watches::default(),
+            turns: Turns::default(),
             introduce_acl: acl.clone(),
             release_acl: acl,
             last_life: 0,
@@ -167,12 +176,32 @@ impl Core {
     /// A connection has ended: its watches and transactions go with it.
     pub fn detach(&mut self, conn: ConnId) {
         self.reset(conn);
+        self.turns.reset(conn, true);
         self.conns.remove(&conn);
         for domain in self.domains.values_mut() {
             if domain.conn == Some(conn) {
                 domain.conn = None;
             }
         }
+    }
+
+    /// Whether transactions wait for the end of another: the time is to be told to
+    /// [`pass_time`](Self::pass_time) again and again then.
+    pub fn is_waited_for(&self) -> bool {
+        self.turns.is_waited_for()
+    }
+
+    /// Tells the time since some start: who has kept others waiting for too long loses its turn. Its transaction
+    /// stays open.
+    pub fn pass_time(&mut self, host: &mut dyn Host, now: Duration) {
+        for conn in self.turns.pass_time(now) {
+            if let Some(client) = self.conns.get_mut(&conn)
+                && !client.actor.is_privileged()
+            {
+                client.no_turn_until = now + PENALTY;
+            }
+        }
+        self.give_turns(host);
     }
 
     /// How much a connection may let wait before it is not listened to; guests beyond it are cut off.
@@ -218,7 +247,9 @@ impl Core {
             client.watched.clear();
             client.watch_count = 0;
             client.transactions.clear();
+            client.contends = None;
         }
+        self.turns.reset(conn, false);
     }
 
     /// Tells the watches what has changed: each whose owner may read the node or its parent, before or after.
@@ -287,6 +318,8 @@ impl Client {
             watched: HashMap::new(),
             watch_count: 0,
             transactions: HashMap::new(),
+            contends: None,
+            no_turn_until: Duration::ZERO,
         }
     }
 }

@@ -10,8 +10,9 @@ use xs_wire::{
 use super::acl::{Acl, Actor, Entry};
 use super::ops::Change;
 use super::path::{self, Checked};
-use super::transaction::{READ_ACL, READ_NAMES, READ_VALUE, Transaction, Update};
+use super::transaction::{Conflict, READ_ACL, READ_NAMES, READ_VALUE, Transaction, Update};
 use super::tree::Node;
+use super::turns::Waiting;
 use super::watch::Watch;
 use super::{ConnId, Core, Event, Host};
 
@@ -61,6 +62,7 @@ impl Core {
                 }
             }
         }
+        self.give_turns(host);
     }
 
     /// `None` if the reply was queued already.
@@ -118,7 +120,7 @@ impl Core {
             }),
             Request::Mkdir(raw) => self.update(conn, actor, tx, raw, Update::Mkdir),
             Request::Rm(raw) => self.update(conn, actor, tx, raw, Update::Rm),
-            Request::TransactionStart => self.start(conn, tx).map(Some),
+            Request::TransactionStart => self.start(conn, header),
             Request::TransactionEnd(commit) => self.end(conn, tx, commit).map(Some),
             Request::Watch(raw, token, depth) => {
                 self.watch(conn, actor, raw, token, depth).map(Some)
@@ -266,15 +268,41 @@ impl Core {
         Acl::new(entries.ok_or(Errno::ENOENT)?).ok_or(Errno::EINVAL)
     }
 
-    fn start(&mut self, conn: ConnId, tx: u32) -> Result<Outcome, Errno> {
-        if tx != 0 {
+    /// Opens a transaction; the reply waits if it is the retry of one that conflicted.
+    fn start(&mut self, conn: ConnId, header: &Header) -> Result<Option<Outcome>, Errno> {
+        if header.tx_id != 0 {
             return Err(Errno::EBUSY);
         }
         let most = self.limits.transactions as usize;
+        let now = self.turns.now();
+        let to_come = usize::from(self.turns.awaits(conn));
         let client = self.conns.get_mut(&conn).ok_or(Errno::ENOTCONN)?;
-        if !client.actor.is_privileged() && client.transactions.len() >= most {
+        let privileged = client.actor.is_privileged();
+        if !privileged && client.transactions.len() + to_come >= most {
             return Err(Errno::ENOSPC);
         }
+        let may_wait = now >= client.no_turn_until && !self.turns.involves(conn);
+        let node = client.contends.take().filter(|_| may_wait);
+        if let Some(node) = &node
+            && self.turns.is_taken(node)
+        {
+            let who = Waiting {
+                conn,
+                header: *header,
+                privileged,
+            };
+            self.turns.line_up(node.clone(), who);
+            return Ok(None);
+        }
+        let id = self.open(conn)?;
+        if let Some(node) = node {
+            self.turns.take(node, conn, id);
+        }
+        Ok(Some(Outcome::Payload(format!("{id}\0").into_bytes())))
+    }
+
+    fn open(&mut self, conn: ConnId) -> Result<u32, Errno> {
+        let client = self.conns.get_mut(&conn).ok_or(Errno::ENOTCONN)?;
         let id = loop {
             self.last_transaction = self.last_transaction.wrapping_add(1);
             if self.last_transaction != 0
@@ -285,18 +313,44 @@ impl Core {
         };
         let transaction = Transaction::new(client.actor, &self.tree);
         client.transactions.insert(id, transaction);
-        Ok(Outcome::Payload(format!("{id}\0").into_bytes()))
+        Ok(id)
+    }
+
+    /// Opens the transactions whose turn it is.
+    pub(super) fn give_turns(&mut self, host: &mut dyn Host) {
+        while let Some((node, who)) = self.turns.next() {
+            match self.open(who.conn) {
+                Ok(id) => {
+                    self.turns.take(node, who.conn, id);
+                    let body = format!("{id}\0");
+                    host.reply(who.conn, Op::TransactionStart, &who.header, body.as_bytes());
+                }
+                // Who waits is attached, as its place goes with the connection; but no queue may get stuck.
+                Err(_) => self.turns.pass_on(node),
+            }
+        }
     }
 
     fn end(&mut self, conn: ConnId, tx: u32, commit: bool) -> Result<Outcome, Errno> {
-        let transaction = self.client(conn)?.transactions.remove(&tx);
-        let transaction = transaction.ok_or(Errno::ENOENT)?;
+        let client = self.conns.get_mut(&conn).ok_or(Errno::ENOTCONN)?;
+        let transaction = client.transactions.remove(&tx).ok_or(Errno::ENOENT)?;
+        let turn = self.turns.ended(conn, tx);
         if !commit {
             return Ok(Outcome::Done(Vec::new()));
         }
-        transaction
-            .commit(&mut self.tree, &mut self.owned, &self.limits)
-            .map(Outcome::Done)
+        match transaction.commit(&mut self.tree, &mut self.owned, &self.limits) {
+            Ok(changes) => {
+                if let Some((node, true)) = turn {
+                    // It would take away from those who wait what they wait for.
+                    client.contends = Some(node);
+                }
+                Ok(Outcome::Done(changes))
+            }
+            Err(Conflict(node)) => {
+                client.contends = Some(node);
+                Err(Errno::EAGAIN)
+            }
+        }
     }
 
     fn watch(

@@ -7,6 +7,7 @@
 //! running it now as a whole: serialisable, in the order of the commits.
 
 use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
 
 use xen_sys::Errno;
 
@@ -78,22 +79,26 @@ impl ReadSet {
         self.seen.len()
     }
 
-    /// Whether all that was seen is the same now.
-    fn holds(&self, now: &Tree) -> bool {
-        self.seen
-            .iter()
-            .all(|(path, seen)| match (self.then.get(path), now.get(path)) {
-                (None, None) => true,
-                (Some(then), Some(now)) => {
-                    core::ptr::eq(then, now)
-                        || (seen & READ_VALUE == 0 || then.value() == now.value())
-                            && (seen & READ_ACL == 0 || then.acl() == now.acl())
-                            && (seen & READ_NAMES == 0 || then.same_names(now))
-                }
-                _ => false,
-            })
+    /// The first node, by name, that is not now as it was seen; `None` if all are.
+    fn broken(&self, now: &Tree) -> Option<&str> {
+        let holds = |path: &str, seen: u8| match (self.then.get(path), now.get(path)) {
+            (None, None) => true,
+            (Some(then), Some(now)) => {
+                core::ptr::eq(then, now)
+                    || (seen & READ_VALUE == 0 || then.value() == now.value())
+                        && (seen & READ_ACL == 0 || then.acl() == now.acl())
+                        && (seen & READ_NAMES == 0 || then.same_names(now))
+            }
+            _ => false,
+        };
+        let broken = self.seen.iter().filter(|(path, seen)| !holds(path, **seen));
+        broken.map(|(path, _)| &**path).min()
     }
 }
+
+/// A transaction cannot be committed (EAGAIN), because of what others did at this node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Conflict(pub Rc<str>);
 
 /// A change to make, again if need be.
 #[derive(Debug)]
@@ -116,6 +121,15 @@ impl Update {
             Update::Mkdir(path) => ops.mkdir(path),
             Update::Rm(path) => ops.rm(path),
             Update::SetPermissions(path, acl) => ops.set_permissions(path, acl.clone()),
+        }
+    }
+
+    fn path(&self) -> &str {
+        match self {
+            Update::Write(path, _)
+            | Update::Mkdir(path)
+            | Update::Rm(path)
+            | Update::SetPermissions(path, _) => path,
         }
     }
 
@@ -185,14 +199,14 @@ impl Transaction {
         Ok(())
     }
 
-    /// Makes its changes those of `tree`, or EAGAIN, which leaves `tree` and `owned` as they were. Returns what
+    /// Makes its changes those of `tree`, or fails, which leaves `tree` and `owned` as they were. Returns what
     /// watches are to be told.
     pub fn commit(
         mut self,
         tree: &mut Tree,
         owned: &mut Owned,
         limits: &Limits,
-    ) -> Result<Vec<Change>, Errno> {
+    ) -> Result<Vec<Change>, Conflict> {
         if self.updates.is_empty() {
             // It saw one state of the tree and changed nothing: right as of its start.
             return Ok(Vec::new());
@@ -202,8 +216,8 @@ impl Transaction {
             owned.add_all(&self.owned);
             return Ok(distinct(self.changes));
         }
-        if !self.reads.holds(tree) {
-            return Err(Errno::EAGAIN);
+        if let Some(node) = self.reads.broken(tree) {
+            return Err(Conflict(node.into()));
         }
         self.changes.clear();
         let mut merged = tree.clone();
@@ -219,7 +233,9 @@ impl Transaction {
         };
         for update in &self.updates {
             // What worked in its copy does not work here: somebody interfered.
-            update.apply(&mut ops).map_err(|_| Errno::EAGAIN)?;
+            update
+                .apply(&mut ops)
+                .map_err(|_| Conflict(update.path().into()))?;
         }
         *tree = merged;
         owned.add_all(&delta);
@@ -232,7 +248,7 @@ fn distinct(changes: Vec<Change>) -> Vec<Change> {
     if changes.len() < 2 {
         return changes;
     }
-    let mut seen: HashMap<(std::rc::Rc<str>, bool), usize> = HashMap::new();
+    let mut seen: HashMap<(Rc<str>, bool), usize> = HashMap::new();
     let mut result: Vec<Change> = Vec::new();
     for change in changes {
         match seen.get(&(change.path.clone(), change.exact)) {

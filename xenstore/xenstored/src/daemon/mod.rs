@@ -10,6 +10,8 @@ mod output;
 mod ring;
 pub mod world;
 
+use std::time::{Duration, Instant};
+
 use rustix::io::Errno as OsErrno;
 use rustix::net::{RecvFlags, SendFlags};
 use xen_hal::Error;
@@ -28,6 +30,8 @@ use world::{StoreWorld, WorldEvent};
 const EVENTS_PER_STEP: usize = 256;
 /// Requests of one connection carried out in one turn.
 const REQUESTS_PER_TURN: usize = 64;
+/// How often the time is looked at while transactions wait for others.
+const TICK: Duration = Duration::from_millis(1);
 /// Bytes read from a socket at a time.
 const READ_SIZE: usize = 16 << 10;
 
@@ -41,6 +45,7 @@ pub struct Daemon<W> {
     buffer: Vec<u8>,
     /// Connections that have had the first half of their turn, and whether bytes were moved.
     served: Vec<(ConnId, bool)>,
+    started: Instant,
 }
 
 /// What ended a connection.
@@ -61,6 +66,7 @@ impl<W: StoreWorld> Daemon<W> {
             world_ready: true,
             buffer: Vec::new(),
             served: Vec::new(),
+            started: Instant::now(),
         }
     }
 
@@ -142,10 +148,22 @@ impl<W: StoreWorld> Daemon<W> {
         !self.io.ready.is_empty() || self.world_ready
     }
 
+    /// How long to wait for descriptors at most; for ever if `None`.
+    pub fn patience(&self) -> Option<Duration> {
+        if self.has_work() {
+            Some(Duration::ZERO)
+        } else {
+            self.core.is_waited_for().then_some(TICK)
+        }
+    }
+
     /// Takes what has happened in the world, then serves each connection that has something to do once.
     /// Returns whether there was anything to do.
     pub fn step(&mut self) -> Result<bool, Error> {
         let mut busy = self.take_events()?;
+        if self.core.is_waited_for() {
+            self.core.pass_time(&mut self.io, self.started.elapsed());
+        }
         // Those that are woken meanwhile have their turn in this step too, once.
         for _ in 0..2 {
             busy |= !self.io.ready.is_empty();

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use xen_sys::Errno;
 use xs_wire::Request;
 
+use super::turns::start_at_last;
 use super::*;
 
 const CLIENTS: usize = 4;
@@ -125,7 +126,7 @@ proptest! {
             match step {
                 Step::Start if open[client].is_none() => {
                     let whole = Whole { client, acts: Vec::new(), since: serial.len() };
-                    open[client] = Some((s.start(conn), whole));
+                    open[client] = Some((start_at_last(&mut s, conn), whole));
                 }
                 Step::Act(act) => match &mut open[client] {
                     Some((tx, whole)) => {

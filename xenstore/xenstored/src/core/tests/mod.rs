@@ -6,6 +6,7 @@ mod model;
 mod permissions;
 mod protocol;
 mod transactions;
+mod turns;
 mod watches;
 
 use std::collections::BTreeMap;
