@@ -235,6 +235,11 @@ impl<D: Driver> Bus<D> {
         if stopping && !self.disconnect(key) {
             return Ok(());
         }
+        // A directory in its first state was made anew: what is open was opened for the one before it.
+        let stale = |entry: &Entry<D>| entry.device.is_some() || entry.failed;
+        if own == Initialising && self.devices.get(&key).is_some_and(stale) && !self.release(key) {
+            return Ok(());
+        }
         let peer = store
             .read_optional(None, &format!("{front}/state"))?
             .map_or(Unknown, |value| XenbusState::parse(&value));

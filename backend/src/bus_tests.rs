@@ -209,3 +209,23 @@ fn guests_that_write_without_end_do_not_fill_the_clients_queue() {
     }
     assert_eq!(state(&store, 200), "2");
 }
+
+#[test]
+fn a_directory_that_is_made_anew_gets_a_device_of_its_own() {
+    let (store, probe) = (MemoryStore::new(), Probe::default());
+    let mut bus = Bus::new(probe.clone(), DomId::DOM0, |_| {});
+    bus.start(&store).unwrap();
+    declare(&store, 1);
+    front(&store, 1, "3");
+    settle(&mut bus, &store);
+    assert_eq!(probe.take(), ["open 1/7", "connect 1/7"]);
+    // Both are done before the bus looks: the toolstack may have put another disk there.
+    store.rm(None, &format!("{BACK}/1/7")).unwrap();
+    declare(&store, 1);
+    settle(&mut bus, &store);
+    assert_eq!(probe.take(), ["drop 1/7", "close 1/7", "open 1/7"]);
+    assert_eq!(
+        (state(&store, 1), store.text(&format!("{BACK}/1/7/feature"))),
+        ("2".into(), "1".into())
+    );
+}

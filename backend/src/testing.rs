@@ -17,6 +17,7 @@ struct Inner {
     watches: Vec<(String, String)>,
     events: VecDeque<WatchEvent>,
     flood: Flood,
+    full: bool,
 }
 
 /// A guest that writes without end below a watched path.
@@ -60,6 +61,11 @@ impl MemoryStore {
             left: total,
             token: token.to_string(),
         };
+    }
+
+    /// Whether writes fail from now on (ENOSPC), as over a guest's quota.
+    pub fn set_full(&self, full: bool) {
+        self.lock().full = full;
     }
 
     /// How many events of the flood are still to come.
@@ -136,6 +142,13 @@ impl Store for MemoryStore {
 
     fn write(&self, _: Option<TxId>, path: &str, value: &[u8]) -> Result<(), StoreError> {
         let mut inner = self.lock();
+        if inner.full {
+            return Err(StoreError {
+                op: "WRITE",
+                object: path.to_string(),
+                errno: Errno::ENOSPC,
+            });
+        }
         let mut parent = path;
         while let Some((above, _)) = parent.rsplit_once('/') {
             inner.nodes.entry(above.to_string()).or_default();

@@ -33,7 +33,7 @@ impl Phase {
 
 /// The guest's end of a device: `device/CLASS/ID`, with the path and domain of the other end.
 #[derive(Debug)]
-pub struct Device<S> {
+pub struct Device<S: Store> {
     store: S,
     path: String,
     backend: String,
@@ -153,7 +153,16 @@ impl<S: Store> Device<S> {
     }
 }
 
-impl<S> core::fmt::Display for Device<S> {
+impl<S: Store> Drop for Device<S> {
+    fn drop(&mut self) {
+        // Else the device could not be opened again: there would be such a watch already. Best effort: the
+        // store may be what is broken.
+        let path = format!("{}/state", self.backend);
+        let _ = self.store.unwatch(&path, &self.token);
+    }
+}
+
+impl<S: Store> core::fmt::Display for Device<S> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         f.write_str(&self.path)
     }

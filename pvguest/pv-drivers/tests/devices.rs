@@ -191,6 +191,39 @@ fn any_size_is_taken_and_requests_beyond_it_refused() {
     setup.end();
 }
 
+/// A store that takes no writes for a while: what was tried is taken back before it is tried again.
+#[test]
+fn publishing_again_leaves_nothing_of_the_first_time() {
+    let setup = Setup::new();
+    let mut disk = setup.disk();
+    setup.store.fill(VIF_BACK, &[("state", "1")]);
+    let mut interface = Interface::open(
+        setup.guest.grants(),
+        setup.guest.events(),
+        &setup.store,
+        "0",
+    )
+    .unwrap();
+    setup.store.fill(BACK, &[("state", "2")]);
+    setup.store.fill(VIF_BACK, &[("state", "2")]);
+    setup.store.set_full(true);
+    for _ in 0..3 {
+        assert!(disk.backend_changed().is_err());
+        assert!(interface.backend_changed().is_err());
+    }
+    setup.store.set_full(false);
+    disk.backend_changed().unwrap();
+    interface.backend_changed().unwrap();
+    assert_eq!(disk.phase(), &blk::Phase::Published);
+    assert_eq!(interface.phase(), &net::Phase::Published);
+    disk.close().unwrap();
+    interface.close().unwrap();
+    setup.end();
+    assert_eq!(setup.store.watches(), 2);
+    drop((disk, interface));
+    assert_eq!(setup.store.watches(), 0);
+}
+
 /// Whatever fails while a disk is opened, nothing is left behind.
 #[test]
 fn opening_fails_without_a_trace() {

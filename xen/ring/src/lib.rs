@@ -34,7 +34,7 @@ pub enum PeerError {
         /// The ring's capacity, in entries or bytes.
         capacity: u32,
     },
-    /// The memory is too small for the ring, or not a power-of-two number of pages.
+    /// The memory is too small for the ring: not even one slot fits.
     BadSize {
         /// The memory's length in bytes.
         len: usize,

@@ -92,6 +92,8 @@ impl<G: GrantTable, E: EventChannels, S: Store> Disk<G, E, S> {
     }
 
     fn publish(&mut self) -> Result<()> {
+        // Of an attempt that failed half-way.
+        self.drop_link();
         let peer = self.device.peer();
         let queue = Queue::new(self.grants.clone(), peer)?;
         let port = self.events.alloc_unbound(peer)?;

@@ -123,6 +123,8 @@ impl<G: GrantTable, E: EventChannels, S: Store> Interface<G, E, S> {
     }
 
     fn publish(&mut self) -> Result<()> {
+        // Of an attempt that failed half-way.
+        self.drop_link();
         let peer = self.device.peer();
         if !self.device.offers("feature-rx-copy")? {
             return Err(Error::Peer {
