@@ -58,6 +58,7 @@ fn sector_at(first: u64, piece: &Range<usize>) -> u64 {
 
 type Wait<'a, D> = &'a mut dyn FnMut(&mut D) -> bool;
 type Submit<'a, D> = &'a mut dyn FnMut(&mut D, Range<usize>) -> Result<Ticket, BlkError>;
+type Poll<'a, D> = &'a mut dyn FnMut(&mut D) -> Option<Result<(), BlkError>>;
 type Take<'a, D> = &'a mut dyn FnMut(&mut D, Ticket, Range<usize>) -> Option<Result<(), BlkError>>;
 
 /// Submits pieces in order, takes results in order. After an error nothing more is submitted, but what is in
@@ -96,7 +97,7 @@ fn pipeline<G: GrantTable, E: EventChannels, S: Store>(
 
 fn await_result<G: GrantTable, E: EventChannels, S: Store>(
     disk: &mut Disk<G, E, S>,
-    take: &mut dyn FnMut(&mut Disk<G, E, S>) -> Option<Result<(), BlkError>>,
+    take: Poll<'_, Disk<G, E, S>>,
     wait: Wait<'_, Disk<G, E, S>>,
 ) -> Result<(), BlkError> {
     loop {
