@@ -12,8 +12,8 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use xen_sys::DomId;
 
 use crate::error::{Error, Kind, Result};
-use crate::nodes;
 use crate::store::{StoreControl, text};
+use crate::{interrupt, nodes};
 
 /// How long the console daemon may take to make a terminal.
 const TTY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -152,7 +152,11 @@ fn wait_for_tty(store: &impl StoreControl, dom: DomId, node: &str) -> Result<Str
     let found = run();
     // Nothing hangs on it: the connection ends soon.
     let _ = store.unwatch(node, TOKEN);
-    found.map_err(Error::store(step, dom))?.ok_or_else(|| {
+    let found = found.map_err(Error::store(step, dom))?;
+    if found.is_none() {
+        interrupt::check()?;
+    }
+    found.ok_or_else(|| {
         let cause = format!("no console daemon has written {node} within 10 s");
         Error::new(step, dom, cause)
             .kind(Kind::TimedOut)

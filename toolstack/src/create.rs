@@ -15,7 +15,9 @@ use crate::os::{self, Interfaces, LoopDevice};
 use crate::prepare::{Disk, Prepared, Target};
 use crate::store::{Awaited, Look, StoreControl, find_by_name, wait_backends};
 use crate::times;
+use crate::underway::Underway;
 use crate::userdata::{self, Userdata};
+use crate::{interrupt, uuid};
 
 /// How long back ends may take to take notice of a new guest.
 const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -25,33 +27,39 @@ pub struct DomainGuard<'a, C: DomainControl, S: StoreControl> {
     control: &'a C,
     store: &'a S,
     dom: DomId,
-    armed: bool,
+    uuid: [u8; 16],
+    mark: Option<Underway>,
 }
 
 impl<'a, C: DomainControl, S: StoreControl> DomainGuard<'a, C, S> {
-    /// Guards a domain.
-    pub fn new(control: &'a C, store: &'a S, dom: DomId) -> Self {
-        DomainGuard {
-            control,
-            store,
-            dom,
-            armed: true,
-        }
+    /// The domain.
+    pub fn dom(&self) -> DomId {
+        self.dom
     }
 
     /// The domain stays.
     pub fn keep(mut self) -> DomId {
-        self.armed = false;
+        self.mark = None;
         self.dom
     }
 }
 
 impl<C: DomainControl, S: StoreControl> Drop for DomainGuard<'_, C, S> {
     fn drop(&mut self) {
-        if self.armed
-            && let Err(error) = destroy::destroy(self.control, self.store, self.dom)
-        {
+        let Some(mark) = self.mark.take() else {
+            return;
+        };
+        interrupt::ignore();
+        if let Err(error) = destroy::destroy(self.control, self.store, self.dom) {
             eprintln!("xlrs: while cleaning up: {error}");
+            let info = self.control.info(self.dom);
+            let gone = info.is_ok_and(|info| {
+                info.is_none_or(|info| info.uuid != self.uuid || info.flags.dying)
+            });
+            if !gone {
+                // The supervisor shall try again.
+                mark.leave();
+            }
         }
     }
 }
@@ -65,20 +73,46 @@ pub fn create<C: DomainControl, S: StoreControl>(
     store: &S,
     guest: &Prepared,
 ) -> Result<DomId> {
+    create_guarded(control, store, guest).map(DomainGuard::keep)
+}
+
+/// As [`create`], but until it is kept the guest goes with the guard, or with the process.
+///
+/// # Errors
+/// What failed; nothing is left behind.
+pub fn create_guarded<'a, C: DomainControl, S: StoreControl>(
+    control: &'a C,
+    store: &'a S,
+    guest: &Prepared,
+) -> Result<DomainGuard<'a, C, S>> {
     guest.check_host()?;
     let servers = Servers::find(store, guest)?;
     // Two that are created at once must see each other's names and disks.
     let lock = Lock::take(About::Creating)?;
     check_name(store, &guest.config.name)?;
     check_disks(store, &guest.disks)?;
+    if guest.config.uuid.is_some() {
+        check_uuid(control, &guest.uuid)?;
+    }
+    let mark = Underway::begin(&guest.uuid)?;
 
     times::mark("check");
     let dom = control
         .create(None, &specification(guest))
         .map_err(Error::hal("create a domain for", &guest.config.name))?;
-    let guard = DomainGuard::new(control, store, dom);
+    let guard = DomainGuard {
+        control,
+        store,
+        dom,
+        uuid: guest.uuid,
+        mark: Some(mark),
+    };
     times::mark("create domain");
+    // From now on any later process knows whose this is.
+    write_userdata(dom, guest)?;
+    times::mark("userdata");
     let built = build(control, dom, guest)?;
+    interrupt::check()?;
     times::mark("build");
     let facts = Facts {
         dom,
@@ -116,8 +150,6 @@ pub fn create<C: DomainControl, S: StoreControl>(
     times::mark("declare");
     drop(lock);
 
-    write_userdata(dom, guest)?;
-    times::mark("userdata");
     store
         .introduce(dom, built.store.0, built.store.1)
         .map_err(Error::store("introduce to the store daemon domain", dom))?;
@@ -130,7 +162,8 @@ pub fn create<C: DomainControl, S: StoreControl>(
     for device in loops {
         release_loop(dom, device)?;
     }
-    Ok(guard.keep())
+    interrupt::check()?;
+    Ok(guard)
 }
 
 /// Who serves the guest's devices; `None` for a class it has none of.
@@ -186,6 +219,24 @@ fn check_name(store: &impl Store, name: &str) -> Result<()> {
                     "choose another name, or remove that one: `xlrs destroy {name}`"
                 )),
         ),
+    }
+}
+
+/// By their UUIDs two guests would be taken for one, and lose each other's nodes.
+fn check_uuid(control: &impl DomainControl, id: &[u8; 16]) -> Result<()> {
+    let list = control
+        .list()
+        .map_err(Error::hal("look for the UUID", uuid::format(id)))?;
+    // One that is dying is out of everybody's way.
+    match list.iter().find(|i| i.uuid == *id && !i.flags.dying) {
+        None => Ok(()),
+        Some(info) => Err(Error::new(
+            "create a guest with UUID",
+            uuid::format(id),
+            format!("domain {} has it", info.dom),
+        )
+        .kind(Kind::Invalid)
+        .hint("choose another uuid=, or leave it out: a random one is made then")),
     }
 }
 

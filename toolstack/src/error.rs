@@ -28,6 +28,8 @@ pub enum Kind {
     Exists,
     /// There is no such domain.
     NoSuchDomain,
+    /// A signal has asked for an end.
+    Aborted,
     /// The command line makes no sense.
     Usage,
     /// The configuration makes no sense.
@@ -45,6 +47,7 @@ impl Kind {
             Kind::TimedOut => 9,
             Kind::NoParavirt => 10,
             Kind::Exists => 17,
+            Kind::Aborted => 22,
             Kind::NoSuchDomain | Kind::Config => 1,
             Kind::Usage => 2,
         }

@@ -15,6 +15,7 @@ pub mod destroy;
 mod error;
 pub mod host;
 pub mod image;
+pub mod interrupt;
 pub mod lock;
 pub mod nodes;
 pub mod os;
@@ -24,6 +25,7 @@ pub mod prepare;
 pub mod store;
 pub mod supervise;
 pub mod times;
+pub mod underway;
 pub mod userdata;
 pub mod uuid;
 

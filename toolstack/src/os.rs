@@ -1,4 +1,4 @@
-//! What of Linux has no safe wrapper: loop devices and network interfaces, by ioctl.
+//! What of Linux has no safe wrapper: loop devices and network interfaces, by ioctl; signals.
 
 #![allow(unsafe_code)]
 
@@ -290,6 +290,65 @@ pub fn effective_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// SIGINT, SIGTERM and SIGHUP wait.
+#[derive(Debug)]
+pub struct HeldSignals {
+    before: libc::sigset_t,
+}
+
+impl HeldSignals {
+    /// Lets them wait, in this thread and those that it starts.
+    ///
+    /// # Errors
+    /// None that is known.
+    pub fn hold() -> io::Result<HeldSignals> {
+        let mut before = no_signals();
+        let mut held = no_signals();
+        for signal in ENDING {
+            // SAFETY: the set is initialised, and outlives the call.
+            unsafe { libc::sigaddset(&raw mut held, signal) };
+        }
+        // SAFETY: both sets are initialised, and outlive the call.
+        checked(unsafe { libc::sigprocmask(libc::SIG_BLOCK, &raw const held, &raw mut before) })?;
+        Ok(HeldSignals { before })
+    }
+
+    /// Whether one of them is waiting; never while they are not held.
+    pub fn pending() -> bool {
+        let mut set = no_signals();
+        // SAFETY: the set is initialised, and outlives the calls.
+        unsafe {
+            libc::sigpending(&raw mut set) == 0
+                && ENDING
+                    .iter()
+                    .any(|signal| libc::sigismember(&raw const set, *signal) == 1)
+        }
+    }
+
+    /// As before.
+    pub fn release(self) {
+        // SAFETY: the set is the one that the kernel gave out, and outlives the call.
+        unsafe {
+            libc::sigprocmask(
+                libc::SIG_SETMASK,
+                &raw const self.before,
+                std::ptr::null_mut(),
+            )
+        };
+    }
+}
+
+const ENDING: [libc::c_int; 3] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP];
+
+fn no_signals() -> libc::sigset_t {
+    let mut set = std::mem::MaybeUninit::uninit();
+    // SAFETY: sigemptyset initialises the whole set and cannot fail on a valid pointer.
+    unsafe {
+        libc::sigemptyset(set.as_mut_ptr());
+        set.assume_init()
+    }
+}
+
 /// Sends a signal to a process.
 ///
 /// # Errors
@@ -309,4 +368,25 @@ pub fn open_disk(path: &Path, writable: bool) -> io::Result<File> {
         .write(writable)
         .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
         .open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn held_signals_wait() {
+        // A thread of its own: what waits there ends with it.
+        let thread = std::thread::spawn(|| {
+            assert!(!HeldSignals::pending());
+            let held = HeldSignals::hold().unwrap();
+            assert!(!HeldSignals::pending());
+            // SAFETY: it touches no memory; the signal goes to this thread.
+            unsafe { libc::raise(libc::SIGTERM) };
+            assert!(HeldSignals::pending());
+            drop(held);
+            assert!(HeldSignals::pending(), "only release() lets it take effect");
+        });
+        thread.join().unwrap();
+    }
 }

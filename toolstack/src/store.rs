@@ -8,7 +8,7 @@ use xs_client::Connection;
 use xs_wire::StoreError;
 
 use crate::error::{Error, Kind, Result};
-use crate::nodes;
+use crate::{interrupt, nodes};
 
 /// The store as a toolstack uses it.
 pub trait StoreControl: Store {
@@ -30,7 +30,7 @@ impl StoreControl for Connection {
     }
 
     fn wait_event(&self, timeout: Duration) -> Result<Option<WatchEvent>, StoreError> {
-        Connection::wait_event(self, Some(timeout))
+        interrupt::wait(timeout, |time| Connection::wait_event(self, Some(time)))
     }
 }
 
@@ -254,6 +254,7 @@ pub fn wait_backends(
     if late.is_empty() {
         return Ok(());
     }
+    interrupt::check()?;
     Err(late_error(store, &late, timeout))
 }
 

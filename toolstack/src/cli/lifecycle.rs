@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 use xen_hal::DomainControl;
+use xlrs::interrupt::Held;
 use xlrs::prepare::Prepared;
 use xlrs::store::find_domain;
 use xlrs::{
@@ -87,14 +88,15 @@ pub fn create(args: CreateArgs) -> Result<ExitCode> {
     if args.dry_run {
         return dry_run(config, args.quiet);
     }
+    let held = Held::begin()?;
     let control = super::hypervisor()?;
     times::mark("hypervisor");
     let store = super::store()?;
     times::mark("store");
     let guest = Prepared::new(config)?;
     times::mark("prepare");
-    let dom = creation::create(&control, &store, &guest)?;
-    let guard = creation::DomainGuard::new(&control, &store, dom);
+    let guard = creation::create_guarded(&control, &store, &guest)?;
+    let dom = guard.dom();
     let start = || match args.paused {
         true => Ok(()),
         false => control
@@ -105,11 +107,13 @@ pub fn create(args: CreateArgs) -> Result<ExitCode> {
         let console = xlrs::console::Session::open(&store, dom)?;
         start()?;
         guard.keep();
+        held.release();
         return console.run().map(|()| ExitCode::SUCCESS);
     }
     start()?;
     times::mark("unpause");
     guard.keep();
+    held.release();
     Ok(ExitCode::SUCCESS)
 }
 

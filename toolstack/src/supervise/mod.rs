@@ -5,10 +5,11 @@ mod marks;
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::inotify;
 use xen_backend::daemon::{self, Failure, Ready, Signals};
 use xen_hal::{DomainControl, DomainInfo, StoreExt};
 use xen_sys::DomId;
@@ -18,6 +19,7 @@ use crate::error::Result;
 use crate::lock::{About, Lock};
 use crate::prepare::Prepared;
 use crate::store::StoreControl;
+use crate::underway::{self, Underway};
 use crate::userdata::{self, Userdata};
 use crate::{create, destroy, paths, uuid};
 
@@ -25,6 +27,8 @@ pub use marks::{Marks, action};
 
 /// Where a toolstack sees that the supervisor runs.
 pub const NODE: &str = "/tool/xlrs/supervisor";
+/// How long the kernel may take to unlock the file of a process that has ended.
+const UNLOCK_NS: i64 = 100_000_000;
 /// A guest that ends sooner than this after it was created is not created again: it would go on for ever.
 const LEAST_LIFE: Duration = Duration::from_secs(1);
 
@@ -44,7 +48,9 @@ pub fn serve<C: DomainControl, S: StoreControl + AsFd>(
         left_alone: BTreeMap::new(),
     };
     store.watch("@releaseDomain", "released")?;
+    let killed = watch_creations()?;
     supervisor.look_around()?;
+    let mut at_work = supervisor.clear_unfinished();
     store.write_display(None, NODE, &std::process::id())?;
     ready.announce()?;
     loop {
@@ -60,17 +66,45 @@ pub fn serve<C: DomainControl, S: StoreControl + AsFd>(
         let mut fds = [
             PollFd::new(store, PollFlags::IN),
             PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
+            PollFd::new(&killed, PollFlags::IN),
         ];
-        match poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        // The kernel tells that a file is closed just before it unlocks it.
+        let limit = at_work.then_some(Timespec {
+            tv_sec: 0,
+            tv_nsec: UNLOCK_NS,
+        });
+        let ready = match poll(&mut fds, limit.as_ref()) {
+            Ok(ready) => ready,
+            Err(rustix::io::Errno::INTR) => continue,
             Err(error) => return Err(format!("poll: {error}").into()),
-        }
+        };
         if !fds[1].revents().is_empty() {
             break;
+        }
+        if ready == 0 || !fds[2].revents().is_empty() {
+            // What is told matters not, only that something is.
+            let _ = rustix::io::read(&killed, &mut [0; 4096]);
+            at_work = supervisor.clear_unfinished();
         }
     }
     store.rm_if_present(None, NODE)?;
     Ok(())
+}
+
+/// Tells when a process ends whose creation has not.
+fn watch_creations() -> Result<OwnedFd, Failure> {
+    let folder = paths::at(paths::RUN);
+    let failed = |error: std::io::Error| format!("watch {}: {error}", folder.display());
+    fs::create_dir_all(&folder).map_err(failed)?;
+    let watch = || {
+        let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
+        let fd = inotify::init(flags)?;
+        // Creations that end well remove their files first, which are then of no interest.
+        let what = inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::EXCL_UNLINK;
+        inotify::add_watch(&fd, &folder, what)?;
+        Ok(fd)
+    };
+    watch().map_err(|error: rustix::io::Errno| failed(error.into()).into())
 }
 
 struct Supervisor<'a, C, S> {
@@ -161,8 +195,8 @@ impl<C: DomainControl, S: StoreControl> Supervisor<'_, C, S> {
         }
         let start = Instant::now();
         let guest = Prepared::new(marks.config)?;
-        let dom = create::create(self.control, self.store, &guest)?;
-        let guard = create::DomainGuard::new(self.control, self.store, dom);
+        let guard = create::create_guarded(self.control, self.store, &guest)?;
+        let dom = guard.dom();
         let started = self.control.unpause(dom);
         started.map_err(crate::Error::hal("start domain", dom))?;
         guard.keep();
@@ -172,6 +206,46 @@ impl<C: DomainControl, S: StoreControl> Supervisor<'_, C, S> {
             start.elapsed().as_millis()
         ));
         Ok(())
+    }
+
+    /// Removes guests whose creation was killed; says whether any creation is still at work.
+    fn clear_unfinished(&self) -> bool {
+        let mut at_work = false;
+        for id in underway::all() {
+            match Underway::take_over(&id) {
+                Ok(Some(mark)) => self.remove_unfinished(&id, mark),
+                Ok(None) => at_work = true,
+                Err(error) => {
+                    let id = uuid::format(&id);
+                    daemon::log(&format!("the creation of {id}: {error}; it is left alone"));
+                }
+            }
+        }
+        at_work
+    }
+
+    fn remove_unfinished(&self, id: &[u8; 16], mark: Underway) {
+        let list = match self.control.list() {
+            Ok(list) => list,
+            Err(error) => {
+                daemon::log(&format!("list the domains: {error}"));
+                return mark.leave();
+            }
+        };
+        let half_made = list.iter().find(|i| i.uuid == *id && !i.flags.dying);
+        let Some(info) = half_made else {
+            return;
+        };
+        match self.remove(info.dom) {
+            Ok(()) => daemon::log(&format!(
+                "domain {}: its creation was killed; it is removed",
+                info.dom
+            )),
+            Err(error) => daemon::log(&format!(
+                "domain {}: its creation was killed: {error}",
+                info.dom
+            )),
+        }
     }
 
     /// A guest of ours is gone; if nobody is at work on it, what is left of it is cleared away.
