@@ -53,6 +53,12 @@ pub fn ask<C: DomainControl, S: StoreControl>(
 ) -> Result<()> {
     const TOKEN: &str = "xlrs-ack";
     let step = "ask to shut down domain";
+    if dom == DomId::DOM0 {
+        let cause = "it is dom0: the whole host would go down, and all guests with it";
+        return Err(Error::new(step, dom, cause)
+            .kind(Kind::Invalid)
+            .hint("use the host's own `shutdown` or `reboot`"));
+    }
     control
         .info(dom)
         .map_err(Error::hal("ask Xen about domain", dom))?
@@ -72,7 +78,8 @@ pub fn ask<C: DomainControl, S: StoreControl>(
                 _ => return Ok(true),
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            if store.wait_event(left)?.is_none() {
+            // A guest that writes its node again and again must not hold us up.
+            if left.is_zero() || store.wait_event(left)?.is_none() {
                 return Ok(false);
             }
         }

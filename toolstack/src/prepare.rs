@@ -77,7 +77,8 @@ impl Prepared {
     ///
     /// # Errors
     /// The first thing that is missing or makes no sense.
-    pub fn new(config: DomainConfig) -> Result<Prepared> {
+    pub fn new(mut config: DomainConfig) -> Result<Prepared> {
+        whole_paths(&mut config)?;
         let kernel = Kernel::load(&config.kernel)?;
         let ramdisk = config.ramdisk.as_deref().map(Ramdisk::open).transpose()?;
         let pages = config.memory_kib / 4;
@@ -140,6 +141,17 @@ impl Prepared {
     }
 }
 
+/// Back ends, and the supervisor that creates the guest again, are in other folders than we are.
+fn whole_paths(config: &mut DomainConfig) -> Result<()> {
+    let disks = config.disks.iter_mut().map(|disk| &mut disk.target);
+    let files = [&mut config.kernel].into_iter().chain(&mut config.ramdisk);
+    for path in files.chain(disks) {
+        *path = std::path::absolute(&*path)
+            .map_err(|e| Error::system("find", path.display(), &e).kind(Kind::Invalid))?;
+    }
+    Ok(())
+}
+
 fn layout_error(config: &DomainConfig, kernel: &Kernel, error: LayoutError) -> Error {
     let hint = match &error {
         LayoutError::TooLittleMemory { needed_pages, .. } => Some(format!(
@@ -174,7 +186,9 @@ fn check_disk(config: &DiskConfig) -> Result<Disk> {
     };
     let target = Target::of(&config.target).map_err(|e| failed(&e))?;
     let invalid = |what: &str| {
-        Error::new(step, format!("{path} ({})", config.vdev), what).kind(Kind::Invalid)
+        Error::new(step, format!("{path} ({})", config.vdev), what)
+            .kind(Kind::Invalid)
+            .hint("name a disk image, made with `truncate -s 1G FILE` say, or a block device")
     };
     let target = target.ok_or_else(|| invalid("it is neither a file nor a block device"))?;
     // Whether it can be opened is better known now than by the back end.
@@ -208,7 +222,8 @@ pub fn name_nics(config: &DomainConfig) -> Result<Vec<Nic>> {
             Some(devid) if taken(devid) => {
                 return Err(
                     Error::new("number the card", devid, "there are two of this devid")
-                        .kind(Kind::Invalid),
+                        .kind(Kind::Invalid)
+                        .hint("choose another devid=, or leave it out"),
                 );
             }
             Some(devid) => devid,

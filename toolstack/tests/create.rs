@@ -9,10 +9,11 @@ use common::{FakeStore, FakeXen, Faults, kernel_file};
 use xen_hal::{DomainControl, Store};
 use xen_sys::{DomId, GrantRef};
 use xlrs::config::{Source, load};
-use xlrs::create::create;
+use xlrs::create::{create, create_guarded};
 use xlrs::destroy::destroy;
 use xlrs::prepare::Prepared;
-use xlrs::{Error, Kind};
+use xlrs::underway::{self, Underway};
+use xlrs::{Error, Kind, power};
 
 /// A folder for all tests of this file, which takes the place of `/`.
 fn root() -> &'static Path {
@@ -265,4 +266,78 @@ fn dom0_and_nobody_cannot_be_destroyed() {
         Kind::NoSuchDomain
     );
     assert!(xen.info(DomId(9)).unwrap().is_none());
+}
+
+#[test]
+fn until_it_is_kept_a_guest_is_marked_and_goes_with_its_guard() {
+    let (xen, store, _) = host();
+    let before = store.dump();
+    let guest = with_disk("half");
+    let marked = || underway::all().contains(&guest.uuid);
+    let guard = create_guarded(&xen, &store, &guest).unwrap();
+    assert_eq!(xen.domains(), [guard.dom().0]);
+    assert!(marked());
+    let other = Underway::take_over(&guest.uuid).unwrap();
+    assert!(other.is_none(), "its process is still at work");
+    drop(guard);
+    assert_eq!((xen.domains(), store.dump()), (vec![], before));
+    assert!(!marked() && userdata_files(&guest.uuid) == 0);
+
+    let dom = create_guarded(&xen, &store, &guest).unwrap().keep();
+    assert!(!marked(), "one that is kept is nobody's leftover");
+    destroy(&xen, &store, dom).unwrap();
+}
+
+#[test]
+fn a_killed_creation_is_found_by_its_mark() {
+    root();
+    let id = xlrs::uuid::make().unwrap();
+    assert!(Underway::take_over(&id).unwrap().is_none());
+    // As a killed process does, this one unlocks its file and leaves it there.
+    Underway::begin(&id).unwrap().leave();
+    assert!(underway::all().contains(&id));
+    let mark = Underway::take_over(&id).unwrap().unwrap();
+    let error = Underway::begin(&id).unwrap_err().to_string();
+    assert!(error.contains("another xlrs is at work"), "{error}");
+    drop(mark);
+    assert!(!underway::all().contains(&id));
+}
+
+#[test]
+fn a_uuid_is_not_shared() {
+    let (xen, store, _) = host();
+    let uuid = "uuid='6b1c5a52-93ab-4a9c-8d2e-000000000001'";
+    let dom = create(&xen, &store, &prepared("one", uuid)).unwrap();
+    let error = create(&xen, &store, &prepared("two", uuid)).unwrap_err();
+    assert_eq!(error.kind, Kind::Invalid);
+    let text = error.to_string();
+    assert!(text.contains(&format!("domain {dom} has it")), "{text}");
+    assert!(error.hint.is_some());
+    assert_eq!(xen.domains(), [dom.0]);
+    destroy(&xen, &store, dom).unwrap();
+    let again = create(&xen, &store, &prepared("two", uuid)).unwrap();
+    destroy(&xen, &store, again).unwrap();
+}
+
+#[test]
+fn dom0_is_not_asked_to_shut_down() {
+    let (xen, store, _) = host();
+    let before = store.dump();
+    let error = power::ask(&xen, &store, DomId::DOM0, power::Request::Poweroff).unwrap_err();
+    assert_eq!(error.kind, Kind::Invalid);
+    assert!(error.to_string().contains("it is dom0"), "{error}");
+    assert_eq!(store.dump(), before);
+}
+
+#[test]
+fn paths_hold_wherever_they_are_read_next() {
+    root();
+    let here = std::env::current_dir().unwrap();
+    let mut config = with_disk("paths").config;
+    // The tests run in the crate's folder, on a file of which a disk can be made.
+    config.disks[0].target = "src/lib.rs".into();
+    config.disks[0].writable = false;
+    let guest = Prepared::new(config).unwrap();
+    assert_eq!(guest.disks[0].config.target, here.join("src/lib.rs"));
+    assert_eq!(guest.config.disks[0].target, here.join("src/lib.rs"));
 }

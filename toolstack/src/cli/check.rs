@@ -1,5 +1,7 @@
 //! `xlrs check`, and reading configurations for `create`.
 
+use std::fs::File;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -7,6 +9,9 @@ use clap::Args;
 use xlrs::config::{self, DomainConfig, Source};
 use xlrs::prepare::Prepared;
 use xlrs::{Error, Kind, Result};
+
+/// Longest configuration file that is read.
+const MAX_FILE: u64 = 1 << 20;
 
 #[derive(Args)]
 pub struct CheckArgs {
@@ -27,9 +32,7 @@ pub fn check(args: &CheckArgs) -> Result<ExitCode> {
 pub fn read(file: Option<&Path>, more: &[String]) -> Result<DomainConfig> {
     let mut sources = Vec::new();
     if let Some(path) = file.filter(|path| *path != Path::new("/dev/null")) {
-        let bytes = std::fs::read(path).map_err(|e| {
-            Error::system("read the configuration", path.display(), &e).kind(Kind::Config)
-        })?;
+        let bytes = read_file(path)?;
         let text = String::from_utf8(bytes).map_err(|_| {
             Error::new(
                 "read the configuration",
@@ -37,6 +40,7 @@ pub fn read(file: Option<&Path>, more: &[String]) -> Result<DomainConfig> {
                 "it is not UTF-8 text",
             )
             .kind(Kind::Config)
+            .hint("name a file in the format of xl.cfg(5)")
         })?;
         sources.push(Source {
             name: path.display().to_string(),
@@ -70,6 +74,28 @@ pub fn read(file: Option<&Path>, more: &[String]) -> Result<DomainConfig> {
             Err(Error::new("read the configuration", name, cause).kind(Kind::Config))
         }
     }
+}
+
+/// A file of a believable size, be it a pipe or a device.
+fn read_file(path: &Path) -> Result<Vec<u8>> {
+    let step = "read the configuration";
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
+        .map_err(|e| {
+            let error = Error::system(step, path.display(), &e).kind(Kind::Config);
+            match e.kind() {
+                ErrorKind::IsADirectory => error.hint("name a file in it"),
+                _ => error,
+            }
+        })?;
+    if bytes.len() as u64 > MAX_FILE {
+        let cause = "it is longer than 1 MiB: it can hardly be one";
+        return Err(Error::new(step, path.display(), cause)
+            .kind(Kind::Config)
+            .hint("name a file in the format of xl.cfg(5)"));
+    }
+    Ok(bytes)
 }
 
 /// On a command line the shell has eaten the quotes: a value that is none by itself is taken as text.

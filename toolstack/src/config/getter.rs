@@ -152,7 +152,8 @@ impl<'a> Getter<'a, '_, '_> {
             return Some(name.to_string());
         };
         let message = format!("the guest's name {name:?} {why}");
-        self.cx.error(entry.value.span, message, None);
+        let help = "choose another, such as name = \"web\"";
+        self.cx.error(entry.value.span, message, Some(help));
         None
     }
 
@@ -239,7 +240,8 @@ impl<'a> Getter<'a, '_, '_> {
                 Ok(disk) => {
                     if disks.iter().any(|other| other.number == disk.number) {
                         let message = format!("there are two disks `{}`", disk.vdev);
-                        self.cx.error(span, message, None);
+                        let help = "each disk needs a name of its own: xvda, xvdb, …";
+                        self.cx.error(span, message, Some(help));
                     }
                     if let Some((what, help)) = unsupported(&disk) {
                         self.cx.error(span, what, Some(help));

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Highest number of a card.
+const MAX_DEVID: u32 = 65_535;
+
 /// A network card as the file describes it, its syntax checked.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NicConfig {
@@ -86,7 +89,15 @@ impl NicConfig {
             "script" => self.script = text(),
             "ip" => self.ip = text(),
             "backend" => self.backend = text().filter(|v| v != "0" && v != "Domain-0"),
-            "devid" => self.devid = Some(number()?),
+            "devid" => {
+                let devid = number()?;
+                // The interface's name in dom0 has room for so many digits.
+                if devid > MAX_DEVID {
+                    let help = format!("0 to {MAX_DEVID}");
+                    return Err((format!("a devid of {devid} cannot be"), Some(help)));
+                }
+                self.devid = Some(devid);
+            }
             "mtu" => {
                 let mtu = number()?;
                 if !(68..=65_517).contains(&mtu) {
@@ -233,6 +244,7 @@ mod tests {
             ("vifname=averyveryverylongname", "no name"),
             ("mtu=12", "MTU"),
             ("devid=x", "no number"),
+            ("devid=65536", "devid of 65536"),
             ("rate=fast", "no rate"),
         ] {
             let (message, _) = parse(text).unwrap_err();

@@ -66,6 +66,16 @@ impl Part {
         }
     }
 
+    /// The program that it is.
+    const fn program(self) -> &'static str {
+        match self {
+            Part::Xenstored => "xenstored",
+            Part::Blkback => "blkback",
+            Part::Netback => "netback",
+            Part::Console | Part::Supervisor => "xlrs",
+        }
+    }
+
     /// The part that is meant by `--stock`; `store` is short for the first.
     pub fn named(name: &str) -> Option<Part> {
         let name = if name == "store" { "xenstored" } else { name };
@@ -93,7 +103,7 @@ impl Part {
 
     /// How it is now.
     pub fn state(self) -> State {
-        if let Some(pid) = process::running(&self.pid_file()) {
+        if let Some(pid) = process::running(&self.pid_file(), self.program()) {
             return match self.ill(pid) {
                 None => State::Running { pid },
                 Some(why) => State::Stopped { why },
@@ -168,12 +178,11 @@ impl Part {
 
     /// Starts it and waits until it is ready; returns its process number.
     pub(super) fn start(self, programs: Option<&Path>, timeout: Duration) -> Result<u32> {
-        let (name, first) = match self {
-            Part::Xenstored => ("xenstored", None),
-            Part::Console => ("xlrs", Some("serve-console")),
-            Part::Blkback => ("blkback", None),
-            Part::Netback => ("netback", None),
-            Part::Supervisor => ("xlrs", Some("supervise")),
+        let name = self.program();
+        let first = match self {
+            Part::Xenstored | Part::Blkback | Part::Netback => None,
+            Part::Console => Some("serve-console"),
+            Part::Supervisor => Some("supervise"),
         };
         let (pid_file, log_file) = (self.pid_file(), self.log_file());
         let mut program = Program::find(name, programs)?;

@@ -114,10 +114,11 @@ fn last_words(mut pipe: impl Read + std::os::fd::AsFd) -> String {
     String::from_utf8_lossy(&text).trim().to_string()
 }
 
-/// The process of a pid file, if it runs.
-pub fn running(pid_file: &Path) -> Option<u32> {
+/// The process of a pid file, if it runs `program`: the number may be another's by now.
+pub fn running(pid_file: &Path, program: &str) -> Option<u32> {
     let pid: u32 = fs::read_to_string(pid_file).ok()?.trim().parse().ok()?;
-    Path::new(&format!("/proc/{pid}")).exists().then_some(pid)
+    let name = fs::read_to_string(format!("/proc/{pid}/comm")).ok()?;
+    (name.trim() == program).then_some(pid)
 }
 
 /// A process with this name.
@@ -206,10 +207,11 @@ mod tests {
         let mut child = Command::new("sleep").arg("60").spawn().unwrap();
         let file = std::env::temp_dir().join(format!("xlrs-pid-{}", std::process::id()));
         fs::write(&file, format!("{}\n", child.id())).unwrap();
-        assert_eq!(running(&file), Some(child.id()));
+        assert_eq!(running(&file, "sleep"), Some(child.id()));
+        assert_eq!(running(&file, "xenstored"), None, "somebody else's number");
         end("sleep", child.id(), Duration::from_secs(5)).unwrap();
         child.wait().unwrap();
-        assert_eq!(running(&file), None);
+        assert_eq!(running(&file, "sleep"), None);
         fs::remove_file(file).unwrap();
     }
 }

@@ -4,6 +4,7 @@ mod unpack;
 
 use std::fs::File;
 use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use pv_layout::{Container, MAX_IMAGE_BYTES, PvImage, identify};
@@ -103,7 +104,8 @@ impl Ramdisk {
                 path.display(),
                 format!("it has {len} bytes"),
             )
-            .kind(Kind::Invalid));
+            .kind(Kind::Invalid)
+            .hint("ramdisk= must name a file of 1 byte to 4 GiB"));
         }
         Ok(Ramdisk {
             path: path.to_owned(),
@@ -150,10 +152,17 @@ fn open(path: &Path, step: &str, key: &str) -> Result<File> {
             _ => error,
         }
     };
-    let file = File::open(path).map_err(|e| failed(&e))?;
+    // A pipe nobody writes to must not hold us up.
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)
+        .map_err(|e| failed(&e))?;
     let is_file = file.metadata().map_err(|e| failed(&e))?.is_file();
     if !is_file {
-        return Err(Error::new(step, path.display(), "it is no regular file").kind(Kind::Invalid));
+        return Err(Error::new(step, path.display(), "it is no regular file")
+            .kind(Kind::Invalid)
+            .hint(format!("{key} must name a file")));
     }
     Ok(file)
 }
@@ -195,6 +204,11 @@ mod tests {
         };
         check(Path::new("/no/such/kernel"), "ENOENT");
         check(Path::new("/"), "no regular file");
+        let pipe = std::env::temp_dir().join(format!("xlrs-image-{}-pipe", std::process::id()));
+        let mode = rustix::fs::Mode::RUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, mode, 0).unwrap();
+        check(&pipe, "no regular file");
+        std::fs::remove_file(pipe).unwrap();
         let path = temp("text", b"#!/bin/sh\n");
         check(&path, "neither an ELF file nor a bzImage");
         std::fs::remove_file(path).unwrap();
