@@ -196,7 +196,7 @@ fn a_guest_s_requests_are_larger_than_its_ring() {
     let mut host = Host::new();
     let mut dom0 = host.socket();
     let mut guest = host.guest(&mut dom0);
-    assert_eq!(guest.ring.memory().load_u32(FEATURES, Ordering::Relaxed), 2);
+    assert_eq!(guest.ring.memory().load_u32(FEATURES, Ordering::Relaxed), 6);
     let value = vec![b'v'; 1900];
     guest.ask(&mut host, Request::Write(b"x", &value)).unwrap();
     assert_eq!(guest.ask(&mut host, Request::Read(b"x")).unwrap(), value);

@@ -51,6 +51,14 @@ pub enum Request<'a> {
     Rm(&'a [u8]),
     /// Replaces a permission list.
     SetPerms(&'a [u8], Vec<Permission>),
+    /// Asks for the ring features of a domain, or those that the daemon knows.
+    GetFeature(Option<DomId>),
+    /// Sets the ring features of a domain.
+    SetFeature(DomId, u32),
+    /// Asks for the quota of this name: a domain's, or everybody's. Without a name, for all names.
+    GetQuota(Option<DomId>, Option<&'a [u8]>),
+    /// Sets the quota of this name: a domain's, or everybody's.
+    SetQuota(Option<DomId>, &'a [u8], u32),
 }
 
 impl<'a> Request<'a> {
@@ -77,6 +85,10 @@ impl<'a> Request<'a> {
             Request::Mkdir(_) => Op::Mkdir,
             Request::Rm(_) => Op::Rm,
             Request::SetPerms(..) => Op::SetPerms,
+            Request::GetFeature(_) => Op::GetFeature,
+            Request::SetFeature(..) => Op::SetFeature,
+            Request::GetQuota(..) => Op::GetQuota,
+            Request::SetQuota(..) => Op::SetQuota,
         }
     }
 
@@ -100,7 +112,12 @@ impl<'a> Request<'a> {
             | Request::GetDomainPath(dom)
             | Request::IsDomainIntroduced(dom)
             | Request::Resume(dom)
-            | Request::SetTarget(dom, _) => alloc::format!("domain {dom}"),
+            | Request::SetTarget(dom, _)
+            | Request::GetFeature(Some(dom))
+            | Request::SetFeature(dom, _) => alloc::format!("domain {dom}"),
+            Request::GetQuota(_, name) => name.map(text).unwrap_or_default(),
+            Request::SetQuota(_, name, _) => text(name),
+            Request::GetFeature(None) => alloc::string::String::new(),
             Request::ResetWatches | Request::TransactionStart | Request::TransactionEnd(_) => {
                 alloc::string::String::new()
             }
@@ -178,6 +195,30 @@ impl<'a> Request<'a> {
                 encode_permissions(list, out);
                 Ok(())
             }
+            Request::GetFeature(None) | Request::GetQuota(_, None) => push_word(out, b""),
+            Request::GetFeature(Some(dom)) => {
+                push_display(out, dom);
+                Ok(())
+            }
+            Request::SetFeature(dom, value) => {
+                push_display(out, dom);
+                push_display(out, value);
+                Ok(())
+            }
+            Request::GetQuota(dom, Some(name)) => {
+                if let Some(dom) = dom {
+                    push_display(out, dom);
+                }
+                push_word(out, name)
+            }
+            Request::SetQuota(dom, name, value) => {
+                if let Some(dom) = dom {
+                    push_display(out, dom);
+                }
+                push_word(out, name)?;
+                push_display(out, value);
+                Ok(())
+            }
         }
     }
 
@@ -241,12 +282,28 @@ impl<'a> Request<'a> {
                 }
                 Request::SetPerms(path, list)
             }
-            Op::WatchEvent
-            | Op::Error
-            | Op::GetFeature
-            | Op::SetFeature
-            | Op::GetQuota
-            | Op::SetQuota => return Err(Errno::ENOSYS),
+            Op::GetFeature if matches!(body, b"" | b"\0") => Request::GetFeature(None),
+            Op::GetFeature => Request::GetFeature(Some(domain(one(body)?)?)),
+            Op::SetFeature => {
+                let [dom, value] = exactly(body)?;
+                Request::SetFeature(domain(dom)?, small(value)?)
+            }
+            Op::GetQuota if matches!(body, b"" | b"\0") => Request::GetQuota(None, None),
+            Op::GetQuota => match exactly(body) {
+                Ok([name]) => Request::GetQuota(None, Some(name)),
+                Err(_) => {
+                    let [dom, name] = exactly(body)?;
+                    Request::GetQuota(Some(domain(dom)?), Some(name))
+                }
+            },
+            Op::SetQuota => match exactly(body) {
+                Ok([name, value]) => Request::SetQuota(None, name, small(value)?),
+                Err(_) => {
+                    let [dom, name, value] = exactly(body)?;
+                    Request::SetQuota(Some(domain(dom)?), name, small(value)?)
+                }
+            },
+            Op::WatchEvent | Op::Error => return Err(Errno::ENOSYS),
         })
     }
 }
@@ -298,6 +355,10 @@ fn domain(word: &[u8]) -> Result<DomId, Errno> {
     u16::try_from(number(word)?)
         .map(DomId)
         .map_err(|_| Errno::EINVAL)
+}
+
+fn small(word: &[u8]) -> Result<u32, Errno> {
+    u32::try_from(number(word)?).map_err(|_| Errno::EINVAL)
 }
 
 fn one(body: &[u8]) -> Result<&[u8], Errno> {

@@ -5,8 +5,10 @@ use std::collections::HashMap;
 use xen_sys::{DomId, Errno, Port};
 
 use super::acl::{Actor, DomLife};
+use super::limits::Limits;
 use super::ops::Ops;
 use super::path::{INTRODUCE_DOMAIN, RELEASE_DOMAIN, home};
+use super::settings::{FEATURES, Quotas};
 use super::tree::walk;
 use super::{Client, ConnId, Core, DomainState, Host};
 
@@ -21,6 +23,12 @@ pub(super) struct Domain {
     pub introduced: bool,
     /// Whether its shutdown was told about.
     pub shutdown: bool,
+    /// The features of its ring.
+    pub features: u32,
+    /// Its own quotas.
+    pub quotas: Quotas,
+    /// What it may use, if it has quotas of its own.
+    pub limits: Option<Box<Limits>>,
 }
 
 impl Core {
@@ -40,6 +48,9 @@ impl Core {
                 conn: None,
                 introduced: false,
                 shutdown: false,
+                features: FEATURES,
+                quotas: Quotas::new(),
+                limits: None,
             };
             self.domains.insert(dom, domain);
         }
@@ -73,13 +84,16 @@ impl Core {
             domain.conn = Some(conn);
             domain.introduced = true;
             domain.shutdown = false;
+            if domain.features != FEATURES {
+                host.set_features(conn, domain.features);
+            }
         }
         Ok(())
     }
 
     /// Tells that a domain was introduced.
-    pub(super) fn introduced(&self, host: &mut dyn Host) {
-        self.fire_special(host, INTRODUCE_DOMAIN);
+    pub(super) fn introduced(&self, host: &mut dyn Host, dom: DomId) {
+        self.fire_special(host, INTRODUCE_DOMAIN, &[dom]);
     }
 
     /// RELEASE: forgets a domain as if it were dead.
@@ -94,9 +108,9 @@ impl Core {
         Ok(())
     }
 
-    /// Tells that a domain has gone or shut down.
-    pub(super) fn released(&self, host: &mut dyn Host) {
-        self.fire_special(host, RELEASE_DOMAIN);
+    /// Tells that domains have gone or shut down.
+    pub(super) fn released(&self, host: &mut dyn Host, doms: &[DomId]) {
+        self.fire_special(host, RELEASE_DOMAIN, doms);
     }
 
     /// Whether a domain was introduced and not yet released.
@@ -145,16 +159,20 @@ impl Core {
         };
         let states: HashMap<DomId, DomainState> = states.into_iter().collect();
         let mut dead = Vec::new();
-        let mut tell = false;
+        let mut told = Vec::new();
         for (dom, domain) in &mut self.domains {
             match states.get(dom).unwrap_or(&DomainState::Dying) {
                 DomainState::Running => domain.shutdown = false,
                 DomainState::Shutdown => {
-                    tell |= domain.introduced && !domain.shutdown;
+                    if domain.introduced && !domain.shutdown {
+                        told.push(*dom);
+                    }
                     domain.shutdown = true;
                 }
                 DomainState::Dying => {
-                    tell |= domain.introduced;
+                    if domain.introduced {
+                        told.push(*dom);
+                    }
                     dead.push(*dom);
                 }
             }
@@ -163,8 +181,9 @@ impl Core {
         for dom in dead {
             self.end_life(host, dom);
         }
-        if tell {
-            self.released(host);
+        told.sort_by_key(|dom| dom.0);
+        if !told.is_empty() {
+            self.released(host, &told);
         }
         self.give_turns(host);
     }

@@ -42,7 +42,45 @@ impl Default for Limits {
     }
 }
 
+/// The names of the quotas that can be set, which are C xenstored's.
+pub const QUOTAS: [&str; 6] = [
+    "nodes",
+    "node-size",
+    "watches",
+    "transactions",
+    "transaction-nodes",
+    "permissions",
+];
+
 impl Limits {
+    /// The value of one of [`QUOTAS`].
+    pub fn quota(&self, name: &str) -> Option<u32> {
+        let size = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);
+        Some(match name {
+            "nodes" => self.nodes,
+            "node-size" => size(self.node_size),
+            "watches" => self.watches,
+            "transactions" => self.transactions,
+            "transaction-nodes" => size(self.transaction_nodes),
+            "permissions" => size(self.permissions),
+            _ => return None,
+        })
+    }
+
+    /// Sets one of [`QUOTAS`]; `None` if there is none of this name.
+    pub fn set_quota(&mut self, name: &str, value: u32) -> Option<()> {
+        match name {
+            "nodes" => self.nodes = value,
+            "node-size" => self.node_size = value as usize,
+            "watches" => self.watches = value,
+            "transactions" => self.transactions = value,
+            "transaction-nodes" => self.transaction_nodes = value as usize,
+            "permissions" => self.permissions = value as usize,
+            _ => return None,
+        }
+        Some(())
+    }
+
     /// Whether a node of these sizes, in entries and bytes, is allowed.
     pub fn node_fits(&self, permissions: usize, value: usize, names: usize) -> bool {
         NODE_HEADER + PERMISSION_ENTRY * permissions + value + names < self.node_size

@@ -12,6 +12,7 @@ pub mod limits;
 pub mod ops;
 pub mod path;
 mod requests;
+pub mod settings;
 pub mod transaction;
 pub mod tree;
 pub mod turns;
@@ -36,7 +37,7 @@ use path::{INTRODUCE_DOMAIN, RELEASE_DOMAIN};
 use transaction::Transaction;
 use tree::Tree;
 use turns::{PENALTY, Turns};
-use watch::Watches;
+use watch::{Watch, Watches};
 
 /// One client's connection; numbers are not used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -108,6 +109,8 @@ pub trait Host {
     fn rebind(&mut self, conn: ConnId, dom: DomId, port: Port) -> Result<(), Errno>;
     /// Gives up a domain's connection; no request may come from it any more.
     fn disconnect(&mut self, conn: ConnId);
+    /// Shows a connected domain what features its ring has.
+    fn set_features(&mut self, conn: ConnId, features: u32);
     /// Queues the reply to a request.
     fn reply(&mut self, conn: ConnId, op: Op, request: &Header, body: &[u8]);
     /// Queues an event.
@@ -230,7 +233,7 @@ impl Core {
         Ops {
             tree: &mut self.tree,
             actor,
-            limits: &self.limits,
+            limits: settings::limits_of(&self.domains, &self.limits, &actor),
             owned_before: 0,
             owned: &mut self.owned,
             changes,
@@ -255,42 +258,66 @@ impl Core {
     /// Tells the watches what has changed: each whose owner may read the node or its parent, before or after.
     fn fire(&self, host: &mut dyn Host, changes: &[Change]) {
         for change in changes {
-            let mut told: Vec<(ConnId, Event)> = Vec::new();
-            for watch in self.watches.matching(&change.path, change.exact) {
-                let Some(client) = self.conns.get(&watch.conn) else {
-                    continue;
-                };
-                let readable = |acl: &Acl| acl.allows(&client.actor, acl::Right::Read);
-                if change.readable_by.iter().any(readable) {
-                    let event = Event {
-                        path: change.path.clone(),
-                        skip: watch.prefix,
-                        token: watch.token.clone(),
-                    };
-                    // Two watches of one client, on this path and one above, may have the same token.
-                    let told_event = (watch.conn, event);
-                    if !told.contains(&told_event) {
-                        told.push(told_event);
-                    }
-                }
-            }
-            for (conn, event) in told {
-                host.event(conn, event);
-            }
+            let watches = self.watches.matching(&change.path, change.exact);
+            self.tell(host, change, watches);
         }
     }
 
-    fn fire_special(&self, host: &mut dyn Host, name: &str) {
+    /// Tells these watches of a change, those whose owners may know of it.
+    fn tell<'a>(
+        &self,
+        host: &mut dyn Host,
+        change: &Change,
+        watches: impl Iterator<Item = &'a Watch>,
+    ) {
+        let mut told: Vec<(ConnId, Event)> = Vec::new();
+        for watch in watches {
+            let Some(client) = self.conns.get(&watch.conn) else {
+                continue;
+            };
+            let readable = |acl: &Acl| acl.allows(&client.actor, acl::Right::Read);
+            if change.readable_by.iter().any(readable) {
+                let event = Event {
+                    path: change.path.clone(),
+                    skip: watch.prefix,
+                    token: watch.token.clone(),
+                };
+                // Two watches of one client, on this path and one above, may have the same token.
+                let told_event = (watch.conn, event);
+                if !told.contains(&told_event) {
+                    told.push(told_event);
+                }
+            }
+        }
+        for (conn, event) in told {
+            host.event(conn, event);
+        }
+    }
+
+    /// Tells of domains: a watch on the special name once, one with a depth or on `NAME/DOMAIN` of each domain.
+    fn fire_special(&self, host: &mut dyn Host, name: &str, doms: &[DomId]) {
         let acl = match name {
             INTRODUCE_DOMAIN => &self.introduce_acl,
             _ => &self.release_acl,
         };
-        let change = Change {
-            path: name.into(),
+        let change = |path: String| Change {
+            path: path.into(),
             exact: false,
             readable_by: vec![acl.clone()],
         };
-        self.fire(host, &[change]);
+        let by_domain = |watch: &&Watch| watch.depth.is_some_and(|depth| depth > 0);
+        let on_name = self.watches.on(name);
+        let on_name = on_name.filter(|watch| !by_domain(watch));
+        let on_root = self.watches.on("/");
+        let on_root = on_root.filter(|watch| watch.depth != Some(0));
+        let change_of_all = change(name.to_owned());
+        self.tell(host, &change_of_all, on_name.chain(on_root));
+        for dom in doms {
+            let change = change(format!("{name}/{dom}"));
+            let of_one = self.watches.on(&change.path);
+            let of_each = self.watches.on(name).filter(by_domain);
+            self.tell(host, &change, of_one.chain(of_each));
+        }
     }
 
     /// A special name's permissions.

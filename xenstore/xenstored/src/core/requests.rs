@@ -10,6 +10,7 @@ use xs_wire::{
 use super::acl::{Acl, Actor, Entry};
 use super::ops::Change;
 use super::path::{self, Checked};
+use super::settings::limits_of;
 use super::transaction::{Conflict, READ_ACL, READ_NAMES, READ_VALUE, Transaction, Update};
 use super::tree::Node;
 use super::turns::Waiting;
@@ -28,9 +29,9 @@ enum Outcome {
     /// `OK`, then the first event of a new watch.
     Watching(Event),
     /// `OK`, then @introduceDomain.
-    Introduced,
+    Introduced(DomId),
     /// `OK`, then @releaseDomain.
-    Released,
+    Released(DomId),
 }
 
 impl Core {
@@ -56,8 +57,8 @@ impl Core {
                 match outcome {
                     Outcome::Done(changes) => self.fire(host, &changes),
                     Outcome::Watching(event) => host.event(conn, event),
-                    Outcome::Introduced => self.introduced(host),
-                    Outcome::Released => self.released(host),
+                    Outcome::Introduced(dom) => self.introduced(host, dom),
+                    Outcome::Released(dom) => self.released(host, &[dom]),
                     Outcome::Payload(_) => {}
                 }
             }
@@ -143,6 +144,10 @@ impl Core {
             | Request::Resume(_)
             | Request::SetTarget(..)
             | Request::IsDomainIntroduced(_)
+            | Request::GetFeature(_)
+            | Request::SetFeature(..)
+            | Request::GetQuota(..)
+            | Request::SetQuota(..)
                 if !actor.is_privileged() =>
             {
                 Err(Errno::EACCES)
@@ -155,7 +160,7 @@ impl Core {
             }
             Request::Release(dom) => {
                 self.release(host, dom)?;
-                Ok(Some(Outcome::Released))
+                Ok(Some(Outcome::Released(dom)))
             }
             Request::Resume(dom) => {
                 self.resume(dom)?;
@@ -163,6 +168,22 @@ impl Core {
             }
             Request::SetTarget(dom, target) => {
                 self.set_target(dom, target)?;
+                done(Vec::new())
+            }
+            Request::GetFeature(dom) => {
+                let features = self.get_feature(dom)?;
+                Ok(Some(Outcome::Payload(format!("{features}\0").into_bytes())))
+            }
+            Request::SetFeature(dom, features) => {
+                self.set_feature(host, dom, features)?;
+                done(Vec::new())
+            }
+            Request::GetQuota(dom, name) => {
+                let text = self.get_quota(host, dom, name)? + "\0";
+                Ok(Some(Outcome::Payload(text.into_bytes())))
+            }
+            Request::SetQuota(dom, name, value) => {
+                self.set_quota(host, dom, name, value)?;
                 done(Vec::new())
             }
             Request::IsDomainIntroduced(dom) => {
@@ -188,7 +209,7 @@ impl Core {
         Ok(if again {
             Outcome::Done(Vec::new())
         } else {
-            Outcome::Introduced
+            Outcome::Introduced(dom)
         })
     }
 
@@ -211,7 +232,7 @@ impl Core {
         let transaction = client.transactions.get_mut(&tx).ok_or(Errno::ENOENT)?;
         show(
             transaction
-                .ops(&self.limits, &self.owned)
+                .ops(limits_of(&self.domains, &self.limits, &actor), &self.owned)
                 .look(&path, part)?,
         )
     }
@@ -232,7 +253,8 @@ impl Core {
         } else {
             let client = self.conns.get_mut(&conn).ok_or(Errno::ENOTCONN)?;
             let transaction = client.transactions.get_mut(&tx).ok_or(Errno::ENOENT)?;
-            transaction.update(update, &self.limits, &self.owned)?;
+            let limits = limits_of(&self.domains, &self.limits, &actor);
+            transaction.update(update, limits, &self.owned)?;
         }
         Ok(Some(Outcome::Done(changes)))
     }
@@ -273,7 +295,9 @@ impl Core {
         if header.tx_id != 0 {
             return Err(Errno::EBUSY);
         }
-        let most = self.limits.transactions as usize;
+        let actor = self.actor(conn)?;
+        let limits = limits_of(&self.domains, &self.limits, &actor);
+        let most = limits.transactions as usize;
         let now = self.turns.now();
         let to_come = usize::from(self.turns.awaits(conn));
         let client = self.conns.get_mut(&conn).ok_or(Errno::ENOTCONN)?;
@@ -338,7 +362,8 @@ impl Core {
         if !commit {
             return Ok(Outcome::Done(Vec::new()));
         }
-        match transaction.commit(&mut self.tree, &mut self.owned, &self.limits) {
+        let limits = limits_of(&self.domains, &self.limits, &client.actor);
+        match transaction.commit(&mut self.tree, &mut self.owned, limits) {
             Ok(changes) => {
                 if let Some((node, true)) = turn {
                     // It would take away from those who wait what they wait for.
@@ -365,7 +390,7 @@ impl Core {
         if token.len() > TOKEN_MAX {
             return Err(Errno::EINVAL);
         }
-        let most = self.limits.watches;
+        let most = limits_of(&self.domains, &self.limits, &actor).watches;
         let client = self.client(conn)?;
         if !actor.is_privileged() && client.watch_count >= most {
             return Err(Errno::ENOSPC);

@@ -66,13 +66,16 @@ impl Watches {
         removed
     }
 
+    /// The watches on this very path or special name, whatever their depth.
+    pub fn on(&self, path: &str) -> impl Iterator<Item = &Watch> {
+        self.by_path.get(path).into_iter().flatten()
+    }
+
     /// The watches that a change of `changed` concerns; with `exact`, only those on that very path.
     pub fn matching(&self, changed: &str, exact: bool) -> impl Iterator<Item = &Watch> {
         let levels = if exact { 1 } else { usize::MAX };
-        let special = changed.starts_with('@').then_some("/");
         path::with_ancestors(changed)
             .take(levels)
-            .chain(special)
             .zip(0..)
             .filter_map(|(at, depth)| Some((self.by_path.get(at)?, depth)))
             .flat_map(|(list, depth): (_, u32)| {

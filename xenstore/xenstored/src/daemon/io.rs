@@ -201,6 +201,14 @@ impl<W: StoreWorld> Host for Io<W> {
         self.remove(id);
     }
 
+    fn set_features(&mut self, id: ConnId, features: u32) {
+        if let Some(conn) = self.conns.get_mut(&id)
+            && let Transport::Ring(ring) = &mut conn.transport
+        {
+            ring.set_features(features);
+        }
+    }
+
     fn reply(&mut self, id: ConnId, op: Op, request: &Header, body: &[u8]) {
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.output.reply(op, request, body);

@@ -7,6 +7,7 @@ use xen_ring::{ByteRing, PeerError, STORE, SharedMemoryExt};
 use xen_sys::{DomId, Port};
 
 use super::world::RingMemory;
+use crate::core::settings;
 
 /// `server_features` in the ring's page (io/xs_wire.h).
 const FEATURES: usize = 2064;
@@ -14,8 +15,6 @@ const FEATURES: usize = 2064;
 const CONNECTION: usize = 2068;
 /// `error`.
 const ERROR: usize = 2072;
-/// `XENSTORE_SERVER_FEATURE_ERROR`: the error field is used.
-const FEATURE_ERROR: u32 = 2;
 
 /// Why a ring is not served any more (`XENSTORE_ERROR_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +46,7 @@ impl fmt::Debug for Ring {
 impl Ring {
     /// Takes a ring into use.
     pub fn new(memory: RingMemory, dom: DomId, port: Port) -> Ring {
-        memory.store_u32(FEATURES, FEATURE_ERROR, Ordering::Relaxed);
+        memory.store_u32(FEATURES, settings::FEATURES, Ordering::Relaxed);
         memory.store_u32(ERROR, 0, Ordering::Relaxed);
         memory.store_u32(CONNECTION, 0, Ordering::Release);
         Ring {
@@ -78,6 +77,13 @@ impl Ring {
             sent += len;
         }
         Ok(sent)
+    }
+
+    /// Shows the peer other features than all.
+    pub fn set_features(&mut self, features: u32) {
+        self.ring
+            .memory()
+            .store_u32(FEATURES, features, Ordering::Release);
     }
 
     /// Tells the peer why it is not served any more.

@@ -5,6 +5,7 @@ mod histories;
 mod model;
 mod permissions;
 mod protocol;
+mod settings;
 mod transactions;
 mod turns;
 mod watches;
@@ -28,6 +29,7 @@ pub struct World {
     pub sent: Vec<(ConnId, Sent)>,
     pub refuse_connect: bool,
     pub connected: BTreeMap<u64, (u16, u32)>,
+    pub features: BTreeMap<u64, u32>,
     last: u64,
 }
 
@@ -64,6 +66,10 @@ impl Host for World {
 
     fn disconnect(&mut self, conn: ConnId) {
         assert!(self.connected.remove(&conn.0).is_some());
+    }
+
+    fn set_features(&mut self, conn: ConnId, features: u32) {
+        self.features.insert(conn.0, features);
     }
 
     fn reply(&mut self, conn: ConnId, op: Op, _: &Header, body: &[u8]) {

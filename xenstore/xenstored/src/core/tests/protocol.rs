@@ -17,10 +17,12 @@ fn error(s: &mut Store, op: u32, body: &[u8]) -> Option<Errno> {
 fn operations() {
     let mut s = Store::new();
     for (op, body, expected) in [
-        (20, &b"\0"[..], Some(Errno::ENOSYS)), // RESTRICT
-        (15, b"a\0b\0", Some(Errno::ENOSYS)),  // WATCH_EVENT
-        (16, b"EIO\0", Some(Errno::ENOSYS)),   // ERROR
-        (23, b"\0", Some(Errno::ENOSYS)),      // GET_FEATURE
+        (20, &b"\0"[..], Some(Errno::ENOSYS)),       // RESTRICT
+        (15, b"a\0b\0", Some(Errno::ENOSYS)),        // WATCH_EVENT
+        (16, b"EIO\0", Some(Errno::ENOSYS)),         // ERROR
+        (24, b"1\0", Some(Errno::EINVAL)),           // SET_FEATURE without a value
+        (25, b"1\0nodes\0x\0", Some(Errno::EINVAL)), // GET_QUOTA of three words
+        (26, b"nodes\0-1\0", Some(Errno::EINVAL)),   // SET_QUOTA
         (999, b"", Some(Errno::ENOSYS)),
         (2, b"", Some(Errno::EINVAL)),
         (2, b"/tool", Some(Errno::EINVAL)), // not terminated
