@@ -198,7 +198,10 @@ fn hal_hint(error: &HalError) -> (Kind, Option<&'static str>) {
             Some("the hypervisor's interface is another than its version promises"),
         ),
         Errno::EPERM => (Kind::Failed, Some("only root in dom0 may do this")),
-        Errno::ESRCH => (Kind::NoSuchDomain, None),
+        Errno::ESRCH => (
+            Kind::NoSuchDomain,
+            Some("`xlrs list` shows the domains that exist"),
+        ),
         Errno::EEXIST => (Kind::Exists, None),
         _ => (Kind::Failed, None),
     }

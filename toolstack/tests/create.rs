@@ -12,6 +12,7 @@ use xlrs::config::{Source, load};
 use xlrs::create::{create, create_guarded};
 use xlrs::destroy::destroy;
 use xlrs::prepare::Prepared;
+use xlrs::supervise::clear_unfinished;
 use xlrs::underway::{self, Underway};
 use xlrs::{Error, Kind, power};
 
@@ -301,6 +302,18 @@ fn a_killed_creation_is_found_by_its_mark() {
     assert!(error.contains("another xlrs is at work"), "{error}");
     drop(mark);
     assert!(!underway::all().contains(&id));
+
+    let (xen, store, _) = host();
+    let kept = create(&xen, &store, &prepared("kept", "")).unwrap();
+    let before = store.dump();
+    let guest = with_disk("killed");
+    create(&xen, &store, &guest).unwrap();
+    Underway::begin(&guest.uuid).unwrap().leave();
+    clear_unfinished(&xen, &store);
+    assert_eq!((xen.domains(), store.dump()), (vec![kept.0], before));
+    assert_eq!(userdata_files(&guest.uuid), 0);
+    assert!(!underway::all().contains(&guest.uuid));
+    destroy(&xen, &store, kept).unwrap();
 }
 
 #[test]

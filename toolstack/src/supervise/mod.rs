@@ -50,7 +50,7 @@ pub fn serve<C: DomainControl, S: StoreControl + AsFd>(
     store.watch("@releaseDomain", "released")?;
     let killed = watch_creations()?;
     supervisor.look_around()?;
-    let mut at_work = supervisor.clear_unfinished();
+    let mut at_work = clear_unfinished(control, store);
     store.write_display(None, NODE, &std::process::id())?;
     ready.announce()?;
     loop {
@@ -84,7 +84,7 @@ pub fn serve<C: DomainControl, S: StoreControl + AsFd>(
         if ready == 0 || !fds[2].revents().is_empty() {
             // What is told matters not, only that something is.
             let _ = rustix::io::read(&killed, &mut [0; 4096]);
-            at_work = supervisor.clear_unfinished();
+            at_work = clear_unfinished(control, store);
         }
     }
     store.rm_if_present(None, NODE)?;
@@ -208,46 +208,6 @@ impl<C: DomainControl, S: StoreControl> Supervisor<'_, C, S> {
         Ok(())
     }
 
-    /// Removes guests whose creation was killed; says whether any creation is still at work.
-    fn clear_unfinished(&self) -> bool {
-        let mut at_work = false;
-        for id in underway::all() {
-            match Underway::take_over(&id) {
-                Ok(Some(mark)) => self.remove_unfinished(&id, mark),
-                Ok(None) => at_work = true,
-                Err(error) => {
-                    let id = uuid::format(&id);
-                    daemon::log(&format!("the creation of {id}: {error}; it is left alone"));
-                }
-            }
-        }
-        at_work
-    }
-
-    fn remove_unfinished(&self, id: &[u8; 16], mark: Underway) {
-        let list = match self.control.list() {
-            Ok(list) => list,
-            Err(error) => {
-                daemon::log(&format!("list the domains: {error}"));
-                return mark.leave();
-            }
-        };
-        let half_made = list.iter().find(|i| i.uuid == *id && !i.flags.dying);
-        let Some(info) = half_made else {
-            return;
-        };
-        match self.remove(info.dom) {
-            Ok(()) => daemon::log(&format!(
-                "domain {}: its creation was killed; it is removed",
-                info.dom
-            )),
-            Err(error) => daemon::log(&format!(
-                "domain {}: its creation was killed: {error}",
-                info.dom
-            )),
-        }
-    }
-
     /// A guest of ours is gone; if nobody is at work on it, what is left of it is cleared away.
     fn clear_away(&self, dom: DomId, id: &[u8; 16]) -> Result<()> {
         let _lock = Lock::take(About::Removing)?;
@@ -272,6 +232,49 @@ impl<C: DomainControl, S: StoreControl> Supervisor<'_, C, S> {
         ));
         Ok(())
     }
+}
+
+/// Removes guests whose creation was killed; says whether any creation is still at work.
+pub fn clear_unfinished<C: DomainControl, S: StoreControl>(control: &C, store: &S) -> bool {
+    let mut at_work = false;
+    for id in underway::all() {
+        match Underway::take_over(&id) {
+            Ok(Some(mark)) => remove_unfinished(control, store, &id, mark),
+            Ok(None) => at_work = true,
+            Err(error) => {
+                let id = uuid::format(&id);
+                daemon::log(&format!("the creation of {id}: {error}; it is left alone"));
+            }
+        }
+    }
+    at_work
+}
+
+fn remove_unfinished<C: DomainControl, S: StoreControl>(
+    control: &C,
+    store: &S,
+    id: &[u8; 16],
+    mark: Underway,
+) {
+    let list = match control.list() {
+        Ok(list) => list,
+        Err(error) => {
+            daemon::log(&format!("list the domains: {error}"));
+            return mark.leave();
+        }
+    };
+    let half_made = list.iter().find(|i| i.uuid == *id && !i.flags.dying);
+    let Some(info) = half_made else {
+        return;
+    };
+    let ended = match destroy::destroy(control, store, info.dom) {
+        Ok(()) => "it is removed".to_string(),
+        Err(error) => error.to_string(),
+    };
+    daemon::log(&format!(
+        "domain {}: its creation was killed; {ended}",
+        info.dom
+    ));
 }
 
 /// How long ago a guest was created.
