@@ -26,7 +26,9 @@ pub struct Cli {
     command: Command,
 }
 
+// Only the command that is called is described to clap in full.
 #[derive(Subcommand)]
+#[command(defer = true)]
 enum Command {
     /// Create a guest from a configuration file
     Create(lifecycle::CreateArgs),

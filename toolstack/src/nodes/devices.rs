@@ -154,6 +154,7 @@ pub fn nic(dom: DomId, nic: &Nic) -> Nodes {
         path: format!("{front}/mtu"),
         value: nic.mtu.to_string(),
         permissions: Some(dom0_owns(dom).to_vec()),
+        made: false,
     });
     n
 }

@@ -3,8 +3,6 @@
 
 mod devices;
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use xen_hal::{Permission, Store, StoreOp, TxId};
 use xen_sys::{DomId, Mfn, Port};
 use xs_wire::{Access, StoreError};
@@ -23,6 +21,8 @@ pub struct Node {
     pub value: String,
     /// Its permissions, if not those of the node above it.
     pub permissions: Option<Vec<Permission>>,
+    /// Whether it is there already, by what was written at or below it: only its permissions are set.
+    pub made: bool,
 }
 
 /// Nodes to be written, in order.
@@ -35,6 +35,7 @@ impl Nodes {
             path: path.into(),
             value: value.into(),
             permissions: None,
+            made: false,
         });
     }
 
@@ -43,6 +44,7 @@ impl Nodes {
             path: path.into(),
             value: String::new(),
             permissions: Some(permissions.to_vec()),
+            made: false,
         });
     }
 
@@ -54,29 +56,43 @@ impl Nodes {
     /// The same effect with fewer requests: permissions that a node inherits are not set again, and a
     /// folder without permissions of its own is made by what is written below it.
     pub fn compact(self) -> Nodes {
-        let mut known: BTreeMap<String, Vec<Permission>> = BTreeMap::new();
-        let mut kept: Vec<Node> = Vec::new();
         let mut all = self.0;
-        for node in &mut all {
-            let inherited = above(&node.path).find_map(|path| known.get(path));
-            if node.permissions.is_some() && node.permissions.as_ref() == inherited {
-                node.permissions = None;
-            }
-            if let Some(own) = &node.permissions {
-                known.insert(node.path.clone(), own.clone());
+        // Nodes that differ from what is above them: few, so a look at each is quicker than a tree.
+        let mut marked: Vec<usize> = Vec::new();
+        for at in 0..all.len() {
+            let (before, node) = (&all[..at], &all[at]);
+            let Some(own) = &node.permissions else {
+                continue;
+            };
+            // A later mark counts more than an earlier one of the same path.
+            let nearest = marked
+                .iter()
+                .map(|&mark| &before[mark])
+                .filter(|mark| is_at_or_below(&node.path, &mark.path))
+                .max_by_key(|mark| mark.path.len());
+            let made = before
+                .iter()
+                .any(|other| is_at_or_below(&other.path, &node.path));
+            let same = nearest.is_some_and(|mark| mark.permissions.as_ref() == Some(own));
+            // What was made already may have inherited something else.
+            if same && !made {
+                all[at].permissions = None;
+            } else {
+                all[at].made = made && node.value.is_empty();
+                marked.push(at);
             }
         }
-        let folders: BTreeSet<String> = all
-            .iter()
-            .flat_map(|node| above(&node.path).map(String::from))
-            .collect();
-        for node in all {
-            let implied = node.value.is_empty() && node.permissions.is_none();
-            if !(implied && folders.contains(&node.path)) {
-                kept.push(node);
-            }
-        }
-        Nodes(kept)
+        let implied = |node: &Node| {
+            let plain = node.value.is_empty() && node.permissions.is_none();
+            let above = |other: &Node| {
+                other.path.len() > node.path.len() && is_at_or_below(&other.path, &node.path)
+            };
+            plain && all.iter().any(above)
+        };
+        let implied: Vec<bool> = all.iter().map(implied).collect();
+        let mut implied = implied.into_iter();
+        all.retain(|_| implied.next() == Some(false));
+        Nodes(all)
     }
 
     /// Writes all of them.
@@ -86,7 +102,9 @@ impl Nodes {
     pub fn write(&self, store: &impl Store, tx: Option<TxId>) -> Result<(), StoreError> {
         let mut ops = Vec::with_capacity(self.0.len() * 2);
         for node in &self.0 {
-            ops.push(StoreOp::Write(&node.path, node.value.as_bytes()));
+            if !node.made {
+                ops.push(StoreOp::Write(&node.path, node.value.as_bytes()));
+            }
             if let Some(permissions) = &node.permissions {
                 ops.push(StoreOp::SetPermissions(&node.path, permissions));
             }
@@ -99,11 +117,12 @@ impl Nodes {
     }
 }
 
-/// The paths above a path, the nearest first.
-fn above(path: &str) -> impl Iterator<Item = &str> {
-    std::iter::successors(Some(path), |path| path.rsplit_once('/').map(|(up, _)| up))
-        .skip(1)
-        .filter(|path| !path.is_empty())
+/// Whether a path is `top` or leads below it.
+fn is_at_or_below(path: &str, top: &str) -> bool {
+    match path.strip_prefix(top) {
+        Some(rest) => rest.is_empty() || rest.starts_with('/'),
+        None => false,
+    }
 }
 
 /// `/local/domain/D`
@@ -178,15 +197,9 @@ pub fn guest(facts: &Facts<'_>) -> Nodes {
     let its_own = [Permission::owner(*dom)];
     let mut n = Nodes::default();
 
-    n.dir(&*home, &reads);
-    n.dir(&*vm, &reads);
-    n.dir(&*libxl, &dom0_only);
-    n.dir(format!("{libxl}/device"), &dom0_only);
-    for sub in ["cpu", "memory", "device", "control"] {
-        n.dir(format!("{home}/{sub}"), &reads);
-    }
+    // The guest does not run yet, so its home may be its own until what it shall have has inherited that.
+    n.dir(&*home, &its_own);
     for sub in [
-        "device/suspend/event-channel",
         "control/shutdown",
         "control/feature-poweroff",
         "control/feature-reboot",
@@ -200,6 +213,16 @@ pub fn guest(facts: &Facts<'_>) -> Nodes {
     ] {
         n.dir(format!("{home}/{sub}"), &its_own);
     }
+    n.dir(format!("{home}/control"), &reads);
+    n.dir(&*home, &reads);
+    n.dir(&*vm, &reads);
+    n.dir(&*libxl, &dom0_only);
+    n.dir(format!("{libxl}/device"), &dom0_only);
+    for sub in ["cpu", "memory", "device"] {
+        n.dir(format!("{home}/{sub}"), &reads);
+    }
+    let suspend = "device/suspend/event-channel";
+    n.dir(format!("{home}/{suspend}"), &its_own);
     n.put(format!("{home}/vm"), &*vm);
     n.put(format!("{home}/name"), &*config.name);
     n.put(format!("{vm}/uuid"), uuid::format(uuid));
@@ -247,18 +270,22 @@ pub fn guest(facts: &Facts<'_>) -> Nodes {
     n
 }
 
+/// The console. Its back end is the console daemon, which looks at nothing but the front end; what libxl
+/// writes below dom0's `backend/console` only makes dom0's kernel add a device that no driver wants, for a
+/// quarter of a create's time, so that folder is named but not made.
 fn console(facts: &Facts<'_>) -> Nodes {
     let dom = facts.dom;
     let front = frontend("console", dom, 0);
     let back = backend("console", dom, 0);
-    let pairs = vec![
-        ("frontend", front.clone()),
-        ("frontend-id", dom.to_string()),
-        ("online", "1".into()),
-        ("state", "1".into()),
-        ("protocol", "vt100".into()),
-    ];
-    let mut n = both_backends("console", dom, 0, &front, &back, pairs);
+    let copy = format!("{}/device/console/0", libxl(dom));
+    let mut n = Nodes::default();
+    n.dir(&*copy, &[Permission::owner(DomId::DOM0)]);
+    n.put(format!("{copy}/frontend"), &*front);
+    n.put(format!("{copy}/backend"), &*back);
+    n.put(format!("{copy}/frontend-id"), dom.to_string());
+    n.put(format!("{copy}/online"), "1");
+    n.put(format!("{copy}/state"), "1");
+    n.put(format!("{copy}/protocol"), "vt100");
     n.dir(&*front, &dom0_owns(dom));
     n.put(format!("{front}/backend"), back);
     n.put(format!("{front}/backend-id"), "0");
