@@ -5,11 +5,9 @@ mod cli;
 
 use std::process::ExitCode;
 
-use clap::Parser;
-
 fn main() -> ExitCode {
     xlrs::times::begin();
-    let cli = cli::Cli::parse();
+    let cli = cli::Cli::read();
     xlrs::times::mark("command line");
     let result = cli::run(cli);
     xlrs::times::print();

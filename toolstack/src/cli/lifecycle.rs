@@ -9,7 +9,7 @@ use xlrs::interrupt::Held;
 use xlrs::prepare::Prepared;
 use xlrs::store::find_domain;
 use xlrs::{
-    Error, Kind, Result, create as creation, destroy as removal, power, times, userdata, uuid,
+    Error, Kind, Result, create as creation, destroy as removal, os, power, times, userdata, uuid,
 };
 
 use super::check;
@@ -95,6 +95,7 @@ pub fn create(args: CreateArgs) -> Result<ExitCode> {
     times::mark("store");
     let guest = Prepared::new(config)?;
     times::mark("prepare");
+    let ahead = os::Ahead::go();
     let guard = creation::create_guarded(&control, &store, &guest)?;
     let dom = guard.dom();
     let start = || match args.paused {
@@ -108,12 +109,15 @@ pub fn create(args: CreateArgs) -> Result<ExitCode> {
         start()?;
         guard.keep();
         held.release();
+        drop(ahead);
         return console.run().map(|()| ExitCode::SUCCESS);
     }
     start()?;
     times::mark("unpause");
     guard.keep();
     held.release();
+    // The process ends: nobody is behind it any more.
+    std::mem::forget(ahead);
     Ok(ExitCode::SUCCESS)
 }
 

@@ -7,7 +7,7 @@ mod lifecycle;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, FromArgMatches, Parser, Subcommand};
 use xen_dom0::Hypervisor;
 use xlrs::{Error, Result};
 use xs_client::Connection;
@@ -65,6 +65,30 @@ enum Command {
     Supervise(host::SuperviseArgs),
     /// Check a configuration file and show what it means; needs no Xen
     Check(check::CheckArgs),
+}
+
+impl Cli {
+    /// Reads the command line; ends the process after help and after mistakes.
+    pub fn read() -> Cli {
+        match Cli::read_create() {
+            Some(args) => Cli {
+                command: Command::Create(args),
+            },
+            None => Cli::parse(),
+        }
+    }
+
+    /// The arguments of a `create` without mistakes. To describe all commands to clap takes longer than to
+    /// read this one; whatever is unusual goes the long way, which also has the words for it.
+    fn read_create() -> Option<lifecycle::CreateArgs> {
+        let mut words = std::env::args_os().skip(1).peekable();
+        if words.peek()? != "create" {
+            return None;
+        }
+        let command = lifecycle::CreateArgs::augment_args(clap::Command::new("create"));
+        let matches = command.try_get_matches_from(words).ok()?;
+        lifecycle::CreateArgs::from_arg_matches(&matches).ok()
+    }
 }
 
 /// Does what the command line says.
