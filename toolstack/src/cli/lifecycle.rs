@@ -88,7 +88,6 @@ pub fn create(args: CreateArgs) -> Result<ExitCode> {
     if args.dry_run {
         return dry_run(config, args.quiet);
     }
-    let held = Held::begin()?;
     let control = super::hypervisor()?;
     times::mark("hypervisor");
     let store = super::store()?;
@@ -96,6 +95,8 @@ pub fn create(args: CreateArgs) -> Result<ExitCode> {
     let guest = Prepared::new(config)?;
     times::mark("prepare");
     let ahead = os::Ahead::go();
+    // Up to here there is nothing to clean up.
+    let held = Held::begin()?;
     let guard = creation::create_guarded(&control, &store, &guest)?;
     let dom = guard.dom();
     let start = || match args.paused {

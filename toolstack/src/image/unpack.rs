@@ -98,6 +98,10 @@ fn lz4_legacy(payload: &[u8], out: &mut Vec<u8>) -> io::Result<()> {
         out.resize(start + BLOCK, 0);
         let len =
             lz4_flex::block::decompress_into(block, &mut out[start..]).map_err(io::Error::other)?;
+        if len == 0 {
+            // A file could hold millions of them.
+            return Err(io::Error::other("a block holds nothing"));
+        }
         out.truncate(start + len);
     }
     Ok(())
@@ -132,6 +136,14 @@ mod tests {
             }
         }
         assert!(unpack(Compression::Lzo, b"", None).is_err());
+    }
+
+    #[test]
+    fn blocks_of_nothing_are_refused() {
+        // A block of one token: no literal, no match.
+        let packed = [0x02, 0x21, 0x4c, 0x18, 1, 0, 0, 0, 0];
+        let error = unpack(Compression::Lz4, &packed, None).unwrap_err();
+        assert!(error.to_string().contains("holds nothing"), "{error}");
     }
 
     proptest! {

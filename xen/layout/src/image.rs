@@ -73,6 +73,11 @@ impl<'a> PvImage<'a> {
         if end > MAX_IMAGE_BYTES || virt_base.checked_add(end).is_none() {
             return Err(LayoutError::BadElf("it takes up too much memory"));
         }
+        // Segments that overlap would be written again and again.
+        let sizes = segments.iter().map(|s| s.mem_size);
+        if sizes.fold(0, u64::saturating_add) > MAX_IMAGE_BYTES {
+            return Err(LayoutError::BadElf("its segments overlap too much"));
+        }
         let entry = notes.entry.unwrap_or(elf.entry);
         if !(virt_base + start..virt_base + end).contains(&entry) {
             return Err(LayoutError::BadNote {
@@ -210,6 +215,17 @@ mod tests {
         assert_eq!(image.init_p2m, Some(0x80_0000_0000));
         assert!(image.initrd_unmapped);
         assert_eq!(image.segments[1].at, 0x10_5000);
+    }
+
+    #[test]
+    fn the_same_memory_is_not_filled_over_and_over() {
+        let mut builder = ElfBuilder::pv_kernel(b"code", 0x5000);
+        for _ in 0..3 {
+            let large = TestSegment::load(0, 0x10_0000, b"", 200 << 20);
+            builder.segments.push(large);
+        }
+        let error = PvImage::parse(&builder.build()).unwrap_err().to_string();
+        assert!(error.contains("overlap"), "{error}");
     }
 
     #[test]
