@@ -290,29 +290,6 @@ pub fn effective_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
-/// While this lives, the process is woken before daemons that have something to do at the same time: with
-/// few processors in dom0, whoever waits for a guest would otherwise wait for their other work, too.
-#[derive(Debug)]
-pub struct Ahead(i32);
-
-impl Ahead {
-    /// How much more urgent than before, in steps of nice(2).
-    const STEPS: i32 = 10;
-
-    /// Goes ahead. Only a wish: that it is not granted is no harm.
-    pub fn go() -> Ahead {
-        let before = rustix::process::getpriority_process(None).unwrap_or(0);
-        let _ = rustix::process::setpriority_process(None, before - Ahead::STEPS);
-        Ahead(before)
-    }
-}
-
-impl Drop for Ahead {
-    fn drop(&mut self) {
-        let _ = rustix::process::setpriority_process(None, self.0);
-    }
-}
-
 /// SIGINT, SIGTERM and SIGHUP wait.
 #[derive(Debug)]
 pub struct HeldSignals {

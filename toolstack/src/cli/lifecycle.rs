@@ -9,7 +9,7 @@ use xlrs::interrupt::Held;
 use xlrs::prepare::Prepared;
 use xlrs::store::find_domain;
 use xlrs::{
-    Error, Kind, Result, create as creation, destroy as removal, os, power, times, userdata, uuid,
+    Error, Kind, Result, create as creation, destroy as removal, power, times, userdata, uuid,
 };
 
 use super::check;
@@ -94,7 +94,6 @@ pub fn create(args: CreateArgs) -> Result<ExitCode> {
     times::mark("store");
     let guest = Prepared::new(config)?;
     times::mark("prepare");
-    let ahead = os::Ahead::go();
     // Up to here there is nothing to clean up.
     let held = Held::begin()?;
     let guard = creation::create_guarded(&control, &store, &guest)?;
@@ -110,15 +109,12 @@ pub fn create(args: CreateArgs) -> Result<ExitCode> {
         start()?;
         guard.keep();
         held.release();
-        drop(ahead);
         return console.run().map(|()| ExitCode::SUCCESS);
     }
     start()?;
     times::mark("unpause");
     guard.keep();
     held.release();
-    // The process ends at once: to go back first would only take time.
-    std::mem::forget(ahead);
     Ok(ExitCode::SUCCESS)
 }
 
