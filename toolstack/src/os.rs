@@ -379,12 +379,13 @@ mod tests {
         // A thread of its own: what waits there ends with it.
         let thread = std::thread::spawn(|| {
             assert!(!HeldSignals::pending());
-            let held = HeldSignals::hold().unwrap();
-            assert!(!HeldSignals::pending());
-            // SAFETY: it touches no memory; the signal goes to this thread.
-            unsafe { libc::raise(libc::SIGTERM) };
-            assert!(HeldSignals::pending());
-            drop(held);
+            {
+                let _held = HeldSignals::hold().unwrap();
+                assert!(!HeldSignals::pending());
+                // SAFETY: it touches no memory; the signal goes to this thread.
+                unsafe { libc::raise(libc::SIGTERM) };
+                assert!(HeldSignals::pending());
+            }
             assert!(HeldSignals::pending(), "only release() lets it take effect");
         });
         thread.join().unwrap();

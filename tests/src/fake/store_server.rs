@@ -69,11 +69,15 @@ impl StoreServer {
         }
     }
 
-    /// Lets the daemon take a step; true if it did something.
+    /// Lets the daemon take a step, and time pass if it waits for that; true if it did something.
     pub fn step(&self) -> bool {
-        self.daemon()
+        let busy = self
+            .daemon()
             .step()
-            .expect("the fake world does not fail the daemon")
+            .expect("the fake world does not fail the daemon");
+        let patience = self.daemon().patience().unwrap_or_default();
+        std::thread::sleep(patience);
+        busy
     }
 
     /// How many connections there are.

@@ -342,7 +342,7 @@ impl Core {
 
     /// Opens the transactions whose turn it is.
     pub(super) fn give_turns(&mut self, host: &mut dyn Host) {
-        while let Some((node, who)) = self.turns.next() {
+        while let Some((node, who)) = self.turns.next_turn() {
             match self.open(who.conn) {
                 Ok(id) => {
                     self.turns.take(node, who.conn, id);

@@ -163,7 +163,7 @@ impl Turns {
     }
 
     /// The next whose turn it is; [`take`](Self::take) is to be called for it.
-    pub fn next(&mut self) -> Option<(Rc<str>, Waiting)> {
+    pub fn next_turn(&mut self) -> Option<(Rc<str>, Waiting)> {
         while let Some(node) = self.free.pop() {
             let Some(queue) = self.queues.get_mut(&node) else {
                 continue;
