@@ -76,6 +76,7 @@ impl Place {
         } else {
             std::env::temp_dir()
         };
+        remove_left(&top);
         let absolute = |path: &Path| {
             path.canonicalize()
                 .context(|| format!("finding {}", path.display()))
@@ -119,9 +120,11 @@ impl Place {
 
     fn command(&self, kind: Kind, folder: &Folder) -> Command {
         let socket = socket(folder);
+        // The daemon ends with us, however we end.
+        let mut command = Command::new("setpriv");
+        command.args(["--pdeathsig", "KILL", "--"]);
         if kind == Kind::Xlrs {
-            let mut command = Command::new(&self.xenstored);
-            command.arg("--no-fork");
+            command.arg(&self.xenstored).arg("--no-fork");
             command.args([Path::new("--fakexen"), folder.path()]);
             command.args([Path::new("--socket"), &socket]);
             return command;
@@ -130,7 +133,7 @@ impl Place {
         let libraries = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
         let libraries = libraries.map(|dir| self.stock.join(dir).display().to_string());
         let loader = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
-        let mut command = Command::new(self.stock.join(loader));
+        command.arg(self.stock.join(loader));
         command.args(["--library-path", &libraries.join(":")]);
         command.args([Path::new("--preload"), &self.preload]);
         let programs = self.stock.join("usr/lib/xen-4.17/bin");
@@ -253,6 +256,23 @@ impl<T> ContextNone<T> for Option<T> {
 /// Where the stock daemons' library puts their socket.
 fn socket(folder: &Folder) -> PathBuf {
     folder.path().join("xenstored/socket")
+}
+
+/// Removes folders of earlier runs that were killed.
+fn remove_left(top: &Path) {
+    for entry in fs::read_dir(top).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let owner = name
+            .to_str()
+            .and_then(|name| name.strip_prefix("storebench-")?.split('-').next())
+            .filter(|pid| pid.parse::<u32>().is_ok());
+        if let Some(pid) = owner
+            && !Path::new("/proc").join(pid).exists()
+        {
+            // Somebody else may do the same.
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 fn pin(process: Option<Pid>, cpu: usize) -> Result<()> {

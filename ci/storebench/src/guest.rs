@@ -51,12 +51,19 @@ impl Guest {
             let mut room = [0; RING];
             let len = self.end.receive(&mut room).context(trouble)?;
             let mut input = &room[..len];
+            // All of it, for what comes after the reply belongs to the stream too.
+            let mut reply = None;
             while let Some(message) = self.decoder.feed(&mut input).context(trouble)? {
                 match Op::from_code(message.header.op) {
                     Some(Op::WatchEvent) => {}
-                    Some(Op::Error) => return fail(refused(op, &[body], &message.body)),
-                    _ => return Ok(message.body),
+                    Some(Op::Error) => {
+                        reply = Some(fail(refused(op, &[body], &message.body)));
+                    }
+                    _ => reply = Some(Ok(message.body)),
                 }
+            }
+            if let Some(reply) = reply {
+                return reply;
             }
             if moved + len == 0 {
                 if Instant::now() > deadline {

@@ -40,14 +40,12 @@ pub fn thousand(place: &Place, kind: Kind, _: &Settings) -> Result<Vec<f64>> {
     Ok(vec![early, late, late / early])
 }
 
-/// dom0: a toolstack, a backend that watches its devices, a console daemon that watches for domains, and a
-/// process for each domain that watches for its end.
+/// dom0: a toolstack, a backend that watches its devices, and a console daemon that watches for domains.
 struct Host<'a> {
     daemon: &'a Daemon,
     toolstack: Plain,
     backend: Plain,
     console: Plain,
-    waiters: Vec<Plain>,
     guests: Vec<Guest>,
 }
 
@@ -60,7 +58,6 @@ impl Host<'_> {
             toolstack: connect()?,
             backend: connect()?,
             console: connect()?,
-            waiters: Vec::new(),
             guests: Vec::new(),
         };
         for path in ["backend/vbd", "backend/vif"] {
@@ -81,8 +78,6 @@ impl Host<'_> {
         self.toolstack.ask(Op::TransactionEnd, tx, &[b"T\0"])?;
         let words = format!("{dom}\x001\x001\0");
         self.toolstack.ask(Op::Introduce, 0, &[words.as_bytes()])?;
-        let mut waiter = Plain::connect(&self.daemon.socket())?;
-        waiter.watch("@releaseDomain")?;
         // The console daemon and the backend take up what has come to them.
         self.console.ask(Op::GetDomainPath, 0, &[b"0\0"])?;
         for device in ["vbd/51712", "vif/0"] {
@@ -108,7 +103,6 @@ impl Host<'_> {
             let body = format!("backend/{kind}/{dom}/{number}/state\x004");
             self.backend.ask(Op::Write, 0, &[body.as_bytes()])?;
         }
-        self.waiters.push(waiter);
         self.guests.push(guest);
         Ok(())
     }
