@@ -30,11 +30,7 @@ impl Core {
 
     /// Compares what is counted with what is there.
     fn check(&self) -> Result<String, Errno> {
-        let mut owned = super::Owned::default();
-        self.tree.walk(&mut |_, node, _| {
-            owned.add(node.acl().owner(), 1);
-            true
-        });
+        let owned = super::Owned::of(&self.tree);
         if owned == self.owned {
             Ok("OK".to_owned())
         } else {

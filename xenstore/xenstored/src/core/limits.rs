@@ -53,6 +53,20 @@ pub const QUOTAS: [&str; 6] = [
 ];
 
 impl Limits {
+    /// No bounds: for what was checked before.
+    pub fn none() -> Limits {
+        Limits {
+            nodes: u32::MAX,
+            node_size: usize::MAX,
+            watches: u32::MAX,
+            transactions: u32::MAX,
+            transaction_nodes: usize::MAX,
+            transaction_bytes: usize::MAX,
+            permissions: usize::MAX,
+            queued_bytes: usize::MAX,
+        }
+    }
+
     /// The value of one of [`QUOTAS`].
     pub fn quota(&self, name: &str) -> Option<u32> {
         let size = |value: usize| u32::try_from(value).unwrap_or(u32::MAX);

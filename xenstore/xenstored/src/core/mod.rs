@@ -13,6 +13,7 @@ pub mod ops;
 pub mod path;
 mod requests;
 pub mod settings;
+pub mod state;
 pub mod transaction;
 pub mod tree;
 pub mod turns;

@@ -231,6 +231,17 @@ impl Ops<'_> {
 }
 
 impl Owned {
+    /// What is owned in a tree.
+    pub fn of(tree: &Tree) -> Owned {
+        let mut owned = Owned::default();
+        let mut stack = vec![tree.root()];
+        while let Some(node) = stack.pop() {
+            owned.add(node.acl().owner(), 1);
+            stack.extend(node.children());
+        }
+        owned
+    }
+
     /// How many.
     pub fn count(&self, who: DomLife) -> i64 {
         self.0.get(&who).copied().unwrap_or(0)

@@ -116,7 +116,7 @@ impl Core {
 pub(super) type Quotas = BTreeMap<&'static str, u32>;
 
 impl Domain {
-    fn apply_quotas(&mut self, all: &Limits) {
+    pub(super) fn apply_quotas(&mut self, all: &Limits) {
         if self.quotas.is_empty() {
             return;
         }

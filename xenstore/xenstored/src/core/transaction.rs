@@ -11,10 +11,12 @@ use std::rc::Rc;
 
 use xen_sys::Errno;
 
+use super::ConnId;
 use super::acl::{Acl, Actor};
 use super::limits::Limits;
 use super::ops::{Change, Ops, Owned};
 use super::path;
+use super::state::TransactionState;
 use super::tree::Tree;
 
 /// Seen: whether the node exists.
@@ -101,7 +103,7 @@ impl ReadSet {
 pub struct Conflict(pub Rc<str>);
 
 /// A change to make, again if need be.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Update {
     /// Write a value.
     Write(Box<str>, Box<[u8]>),
@@ -170,6 +172,51 @@ impl Transaction {
             updates_size: 0,
             changes: Vec::new(),
         }
+    }
+
+    /// The tree as it was at its start.
+    pub fn then(&self) -> &Tree {
+        &self.reads.then
+    }
+
+    /// It as values, beside the tree of its start.
+    pub fn export(&self, conn: ConnId, id: u32) -> TransactionState {
+        let seen = self.reads.seen.iter();
+        let mut seen: Vec<_> = seen.map(|(path, parts)| (path.clone(), *parts)).collect();
+        seen.sort();
+        TransactionState {
+            conn,
+            id,
+            actor: self.actor,
+            removed: self.reads.removed,
+            seen,
+            updates: self.updates.clone(),
+        }
+    }
+
+    /// The transaction that these values tell of, begun with the tree `then`.
+    pub fn import(state: TransactionState, then: &Tree) -> Transaction {
+        let mut transaction = Transaction::new(state.actor, then);
+        transaction.reads.removed = state.removed;
+        transaction.reads.seen = state.seen.into_iter().collect();
+        let limits = Limits::none();
+        let mut ops = Ops {
+            tree: &mut transaction.tree,
+            actor: state.actor,
+            limits: &limits,
+            owned_before: 0,
+            owned: &mut transaction.owned,
+            changes: &mut transaction.changes,
+            reads: None,
+        };
+        for update in state.updates {
+            // It worked on the same tree before, when quotas were looked at; one from a foreign state that does not is
+            // kept, and makes the commit fail.
+            let _ = update.apply(&mut ops);
+            transaction.updates_size += update.size();
+            transaction.updates.push(update);
+        }
+        transaction
     }
 
     /// Its copy of the tree to work on.

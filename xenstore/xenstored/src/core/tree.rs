@@ -57,6 +57,25 @@ impl Tree {
         self.generation
     }
 
+    /// Goes on counting changes from another number.
+    pub fn set_generation(&mut self, generation: u64) {
+        self.generation = generation;
+    }
+
+    /// Changes what [`Node::children_generation`] tells of an existing node.
+    pub fn set_children_generation(&mut self, path: &str, generation: u64) {
+        if let Some(node) = self.get_mut(path)
+            && node.children_generation() != generation
+        {
+            node.children.get_or_insert_default().generation = generation;
+        }
+    }
+
+    /// The root.
+    pub fn root(&self) -> &Node {
+        &self.root
+    }
+
     /// The node at this absolute path.
     pub fn get(&self, path: &str) -> Option<&Node> {
         let mut node = &self.root;

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use xs_wire::Header;
 
+use super::state::TurnState;
 use super::{ConnId, ConnMap};
 
 /// How long one may have a turn while others wait for it.
@@ -64,6 +65,41 @@ pub struct Turns {
 }
 
 impl Turns {
+    /// Nobody takes turns yet, at this time.
+    pub fn starting_at(now: Duration) -> Turns {
+        Turns {
+            now,
+            ..Turns::default()
+        }
+    }
+
+    /// Who has and who waits for which turn.
+    pub fn export(&self) -> Vec<TurnState> {
+        let state = |(node, queue): (&Rc<str>, &Queue)| {
+            let tx = |conn: ConnId| match self.parts.get(&conn) {
+                Some(Part::Has(_, tx)) => Some((conn, *tx)),
+                _ => None,
+            };
+            let waiting = queue.waiting.iter().map(|who| (who.conn, who.header));
+            TurnState {
+                node: node.clone(),
+                holder: queue.holder.and_then(tx),
+                since: queue.since,
+                waiting: waiting.collect(),
+            }
+        };
+        let mut all: Vec<_> = self.queues.iter().map(state).collect();
+        all.sort_by(|a, b| a.node.cmp(&b.node));
+        all
+    }
+
+    /// When the time of the holder at a node began to run.
+    pub fn set_since(&mut self, node: &str, since: Option<Duration>) {
+        if let Some(queue) = self.queues.get_mut(node) {
+            queue.since = since;
+        }
+    }
+
     /// Whether anybody waits: [`pass_time`](Self::pass_time) is to be called then.
     pub fn is_waited_for(&self) -> bool {
         self.waiting > 0

@@ -84,6 +84,12 @@ impl Watches {
             })
     }
 
+    /// All watches with their paths; those on one path in their order.
+    pub fn iter(&self) -> impl Iterator<Item = (&Rc<str>, &Watch)> {
+        let by_path = self.by_path.iter();
+        by_path.flat_map(|(path, list)| list.iter().map(move |watch| (path, watch)))
+    }
+
     /// How many paths are watched.
     #[cfg(test)]
     pub fn paths(&self) -> usize {

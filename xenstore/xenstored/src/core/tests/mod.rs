@@ -6,6 +6,7 @@ mod model;
 mod permissions;
 mod protocol;
 mod settings;
+mod state;
 mod transactions;
 mod turns;
 mod watches;
@@ -23,7 +24,7 @@ pub const D0: ConnId = ConnId(1);
 /// Another of dom0's.
 pub const D0B: ConnId = ConnId(2);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct World {
     pub domains: BTreeMap<u16, DomainState>,
     pub sent: Vec<(ConnId, Sent)>,
@@ -234,6 +235,13 @@ impl Store {
             _ => true,
         });
         events
+    }
+
+    /// As [`check`](Self::check), whichever connections there are.
+    pub fn check_counts(&mut self) {
+        self.core.attach_dom0(ConnId(9999));
+        let request = Request::Control(vec![b"check"]);
+        assert_eq!(self.ok(ConnId(9999), 0, request), b"OK\0");
     }
 
     /// What is counted must be what is there.
