@@ -2,14 +2,14 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU32;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use xen_hal::{Permission, Store, StoreError, TxId, WatchEvent};
 use xen_sys::Errno;
 
-/// Nodes and watches in one process. Writes of a transaction show at once.
-#[derive(Debug, Default)]
-pub struct MemoryStore(Mutex<Inner>);
+/// Nodes and watches in one process; every clone is the same store. Writes of a transaction show at once.
+#[derive(Clone, Debug, Default)]
+pub struct MemoryStore(Arc<Mutex<Inner>>);
 
 #[derive(Debug, Default)]
 struct Inner {

@@ -1,13 +1,13 @@
 //! The store's front end: xs-wire's client over the store ring.
 
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 use alloc::vec::Vec;
 use core::cell::RefCell;
 
-use xen_hal::{Permission, Store, StoreError, TxId, WatchEvent};
+use xen_hal::{StoreError, StoreLink, TxId, WatchEvent};
 use xen_ring::{ByteRing, STORE, SharedMemory};
 use xen_sys::Errno;
-use xs_wire::call::{self, Exchange};
+use xs_wire::call::Exchange;
 use xs_wire::{Client, Request, RequestId};
 
 /// How the owner of the ring tells the daemon that bytes have moved, and waits for it to do something.
@@ -45,6 +45,18 @@ impl<M: SharedMemory, W: Wire> StoreClient<M, W> {
             }),
             wire,
         }
+    }
+
+    /// Takes the next watch event with this token.
+    pub fn take_event_for(&self, token: &str) -> Result<Option<WatchEvent>, StoreError> {
+        self.pump().map_err(event_error)?;
+        Ok(self.state.borrow_mut().client.next_event_for(token))
+    }
+
+    /// How many watch events have come so far.
+    pub fn events_seen(&self) -> Result<u64, StoreError> {
+        self.pump().map_err(event_error)?;
+        Ok(self.state.borrow().client.events_seen())
     }
 
     /// Moves bytes both ways; EIO once the daemon has broken ring or protocol.
@@ -110,64 +122,17 @@ impl<M: SharedMemory, W: Wire> Exchange for StoreClient<M, W> {
     }
 }
 
-impl<M: SharedMemory, W: Wire> Store for StoreClient<M, W> {
-    fn read(&self, tx: Option<TxId>, path: &str) -> Result<Vec<u8>, StoreError> {
-        call::read(self, tx, path)
-    }
-
-    fn write(&self, tx: Option<TxId>, path: &str, value: &[u8]) -> Result<(), StoreError> {
-        call::write(self, tx, path, value)
-    }
-
-    fn mkdir(&self, tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
-        call::mkdir(self, tx, path)
-    }
-
-    fn rm(&self, tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
-        call::rm(self, tx, path)
-    }
-
-    fn list(&self, tx: Option<TxId>, path: &str) -> Result<Vec<String>, StoreError> {
-        call::list(self, tx, path)
-    }
-
-    fn permissions(&self, tx: Option<TxId>, path: &str) -> Result<Vec<Permission>, StoreError> {
-        call::permissions(self, tx, path)
-    }
-
-    fn set_permissions(
-        &self,
-        tx: Option<TxId>,
-        path: &str,
-        list: &[Permission],
-    ) -> Result<(), StoreError> {
-        call::set_permissions(self, tx, path, list)
-    }
-
-    fn start(&self) -> Result<TxId, StoreError> {
-        call::start(self)
-    }
-
-    fn end(&self, tx: TxId, commit: bool) -> Result<(), StoreError> {
-        call::end(self, tx, commit)
-    }
-
-    fn watch(&self, path: &str, token: &str) -> Result<(), StoreError> {
-        call::watch(self, path, token)
-    }
-
-    fn unwatch(&self, path: &str, token: &str) -> Result<(), StoreError> {
-        call::unwatch(self, path, token)?;
-        self.state.borrow_mut().client.drop_events(token);
-        Ok(())
-    }
-
-    fn next_event(&self) -> Result<Option<WatchEvent>, StoreError> {
-        self.pump().map_err(|errno| StoreError {
-            op: "WATCH_EVENT",
-            object: "the store ring".to_string(),
-            errno,
-        })?;
+impl<M: SharedMemory, W: Wire> StoreLink for StoreClient<M, W> {
+    fn take_event(&self) -> Result<Option<WatchEvent>, StoreError> {
+        self.pump().map_err(event_error)?;
         Ok(self.state.borrow_mut().client.next_event())
+    }
+}
+
+fn event_error(errno: Errno) -> StoreError {
+    StoreError {
+        op: "WATCH_EVENT",
+        object: "the store ring".to_string(),
+        errno,
     }
 }

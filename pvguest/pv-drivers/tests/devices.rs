@@ -50,11 +50,11 @@ impl Setup {
         }
     }
 
-    fn disk(&self) -> Disk<Grants, Events, &MemoryStore> {
+    fn disk(&self) -> Disk<Grants, Events, MemoryStore> {
         Disk::open(
             self.guest.grants(),
             self.guest.events(),
-            &self.store,
+            self.store.clone(),
             "51712",
         )
         .unwrap()
@@ -200,7 +200,7 @@ fn publishing_again_leaves_nothing_of_the_first_time() {
     let mut interface = Interface::open(
         setup.guest.grants(),
         setup.guest.events(),
-        &setup.store,
+        setup.store.clone(),
         "0",
     )
     .unwrap();
@@ -238,7 +238,7 @@ fn opening_fails_without_a_trace() {
         let disk = Disk::open(
             setup.guest.grants(),
             setup.guest.events(),
-            &setup.store,
+            setup.store.clone(),
             "51712",
         );
         assert!(disk.is_err(), "{call:?}");
@@ -251,7 +251,7 @@ fn opening_fails_without_a_trace() {
             let vif = Interface::open(
                 setup.guest.grants(),
                 setup.guest.events(),
-                &setup.store,
+                setup.store.clone(),
                 "0",
             );
             assert!(vif.is_err(), "{call:?} {nth}");
@@ -300,7 +300,7 @@ fn an_interface_connects_and_closes() {
     let mut vif = Interface::open(
         setup.guest.grants(),
         setup.guest.events(),
-        &setup.store,
+        setup.store.clone(),
         "0",
     )
     .unwrap();
@@ -336,7 +336,7 @@ fn interfaces_that_cannot_be_used() {
         let vif = Interface::open(
             setup.guest.grants(),
             setup.guest.events(),
-            &setup.store,
+            setup.store.clone(),
             "0",
         );
         assert!(vif.is_err(), "{name} {value:?}");
@@ -347,7 +347,7 @@ fn interfaces_that_cannot_be_used() {
     let vif = Interface::open(
         setup.guest.grants(),
         setup.guest.events(),
-        &setup.store,
+        setup.store.clone(),
         "0",
     )
     .unwrap();
@@ -359,12 +359,12 @@ fn interfaces_that_cannot_be_used() {
 #[test]
 fn devices_are_listed_in_order() {
     let store = MemoryStore::new();
-    assert_eq!(xenbus::list(&&store, "vbd"), Ok(vec![]));
+    assert_eq!(xenbus::list(&store, "vbd"), Ok(vec![]));
     for id in ["51728", "768", "51712", "x"] {
         store.fill(&format!("device/vbd/{id}"), &[("state", "1")]);
     }
     assert_eq!(
-        xenbus::list(&&store, "vbd").unwrap(),
+        xenbus::list(&store, "vbd").unwrap(),
         ["x", "768", "51712", "51728"]
     );
 }
@@ -466,7 +466,7 @@ fn errors_of_the_store_are_not_the_peers() {
     let missing = Disk::open(
         setup.guest.grants(),
         setup.guest.events(),
-        &setup.store,
+        setup.store.clone(),
         "1",
     );
     assert!(matches!(missing, Err(Error::Store(_))));

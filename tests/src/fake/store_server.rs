@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::rc::Rc;
 
 use xen_fake::{Events, Foreign, World};
-use xen_hal::{Permission, Result, Store, StoreError, TxId, WatchEvent};
+use xen_hal::{Result, StoreError, StoreLink, TxId, WatchEvent};
 use xen_sys::{DomId, Errno, Port};
 use xenstored::core::limits::Limits;
 use xenstored::core::{ConnId, DomainState};
@@ -160,59 +160,8 @@ impl Exchange for DaemonClient {
     }
 }
 
-impl Store for DaemonClient {
-    fn read(&self, tx: Option<TxId>, path: &str) -> Result<Vec<u8>, StoreError> {
-        call::read(self, tx, path)
-    }
-
-    fn write(&self, tx: Option<TxId>, path: &str, value: &[u8]) -> Result<(), StoreError> {
-        call::write(self, tx, path, value)
-    }
-
-    fn mkdir(&self, tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
-        call::mkdir(self, tx, path)
-    }
-
-    fn rm(&self, tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
-        call::rm(self, tx, path)
-    }
-
-    fn list(&self, tx: Option<TxId>, path: &str) -> Result<Vec<String>, StoreError> {
-        call::list(self, tx, path)
-    }
-
-    fn permissions(&self, tx: Option<TxId>, path: &str) -> Result<Vec<Permission>, StoreError> {
-        call::permissions(self, tx, path)
-    }
-
-    fn set_permissions(
-        &self,
-        tx: Option<TxId>,
-        path: &str,
-        list: &[Permission],
-    ) -> Result<(), StoreError> {
-        call::set_permissions(self, tx, path, list)
-    }
-
-    fn start(&self) -> Result<TxId, StoreError> {
-        call::start(self)
-    }
-
-    fn end(&self, tx: TxId, commit: bool) -> Result<(), StoreError> {
-        call::end(self, tx, commit)
-    }
-
-    fn watch(&self, path: &str, token: &str) -> Result<(), StoreError> {
-        call::watch(self, path, token)
-    }
-
-    fn unwatch(&self, path: &str, token: &str) -> Result<(), StoreError> {
-        call::unwatch(self, path, token)?;
-        self.client.borrow_mut().drop_events(token);
-        Ok(())
-    }
-
-    fn next_event(&self) -> Result<Option<WatchEvent>, StoreError> {
+impl StoreLink for DaemonClient {
+    fn take_event(&self) -> Result<Option<WatchEvent>, StoreError> {
         self.pump().map_err(|errno| StoreError {
             op: "WATCH_EVENT",
             object: String::new(),

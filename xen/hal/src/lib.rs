@@ -29,6 +29,6 @@ pub use error::{Error, Result};
 pub use events::EventChannels;
 pub use foreign::{CopyBuffer, ForeignGrants, GrantCopy};
 pub use grants::{AccessMode, GrantTable, Lease};
-pub use store::{MAX_RETRIES, Store, StoreExt, StoreOp};
+pub use store::{MAX_RETRIES, Store, StoreExt, StoreLink, StoreOp};
 pub use xenbus::XenbusState;
 pub use xs_wire::{Access, Permission, StoreError, TxId, WatchEvent};

@@ -5,7 +5,8 @@ use alloc::vec::Vec;
 use core::str::FromStr;
 
 use xen_sys::Errno;
-use xs_wire::{Permission, StoreError, TxId, WatchEvent};
+use xs_wire::call::{self, Exchange};
+use xs_wire::{Permission, Request, StoreError, TxId, WatchEvent};
 
 /// How often a transaction is tried again before it is given up with EAGAIN.
 pub const MAX_RETRIES: usize = 100;
@@ -75,29 +76,59 @@ pub enum StoreOp<'a> {
     SetPermissions(&'a str, &'a [Permission]),
 }
 
-impl<S: Store + ?Sized> Store for &S {
+/// A connection to a store daemon: it carries requests and brings events. That makes it a [`Store`].
+pub trait StoreLink: Exchange {
+    /// Takes the next watch event that has arrived, without waiting.
+    fn take_event(&self) -> Result<Option<WatchEvent>, StoreError>;
+
+    /// Sends all requests and brings all replies; here one after the other.
+    fn exchange_all(
+        &self,
+        tx: Option<TxId>,
+        requests: &[Request<'_>],
+    ) -> Vec<Result<Vec<u8>, StoreError>> {
+        let one = |request| self.exchange(tx, request);
+        requests.iter().map(one).collect()
+    }
+}
+
+impl<L: StoreLink + ?Sized> StoreLink for &L {
+    fn take_event(&self) -> Result<Option<WatchEvent>, StoreError> {
+        (**self).take_event()
+    }
+
+    fn exchange_all(
+        &self,
+        tx: Option<TxId>,
+        requests: &[Request<'_>],
+    ) -> Vec<Result<Vec<u8>, StoreError>> {
+        (**self).exchange_all(tx, requests)
+    }
+}
+
+impl<L: StoreLink + ?Sized> Store for L {
     fn read(&self, tx: Option<TxId>, path: &str) -> Result<Vec<u8>, StoreError> {
-        (**self).read(tx, path)
+        call::read(self, tx, path)
     }
 
     fn write(&self, tx: Option<TxId>, path: &str, value: &[u8]) -> Result<(), StoreError> {
-        (**self).write(tx, path, value)
+        call::write(self, tx, path, value)
     }
 
     fn mkdir(&self, tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
-        (**self).mkdir(tx, path)
+        call::mkdir(self, tx, path)
     }
 
     fn rm(&self, tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
-        (**self).rm(tx, path)
+        call::rm(self, tx, path)
     }
 
     fn list(&self, tx: Option<TxId>, path: &str) -> Result<Vec<String>, StoreError> {
-        (**self).list(tx, path)
+        call::list(self, tx, path)
     }
 
     fn permissions(&self, tx: Option<TxId>, path: &str) -> Result<Vec<Permission>, StoreError> {
-        (**self).permissions(tx, path)
+        call::permissions(self, tx, path)
     }
 
     fn set_permissions(
@@ -106,31 +137,47 @@ impl<S: Store + ?Sized> Store for &S {
         path: &str,
         list: &[Permission],
     ) -> Result<(), StoreError> {
-        (**self).set_permissions(tx, path, list)
+        call::set_permissions(self, tx, path, list)
     }
 
     fn start(&self) -> Result<TxId, StoreError> {
-        (**self).start()
+        call::start(self)
     }
 
     fn end(&self, tx: TxId, commit: bool) -> Result<(), StoreError> {
-        (**self).end(tx, commit)
+        call::end(self, tx, commit)
     }
 
     fn watch(&self, path: &str, token: &str) -> Result<(), StoreError> {
-        (**self).watch(path, token)
+        call::watch(self, path, token)
     }
 
     fn unwatch(&self, path: &str, token: &str) -> Result<(), StoreError> {
-        (**self).unwatch(path, token)
+        call::unwatch(self, path, token)
     }
 
     fn next_event(&self) -> Result<Option<WatchEvent>, StoreError> {
-        (**self).next_event()
+        self.take_event()
     }
 
     fn batch(&self, tx: Option<TxId>, ops: &[StoreOp<'_>]) -> Vec<Result<Vec<u8>, StoreError>> {
-        (**self).batch(tx, ops)
+        let requests: Vec<_> = ops.iter().map(StoreOp::request).collect();
+        self.exchange_all(tx, &requests)
+    }
+}
+
+impl<'a> StoreOp<'a> {
+    /// The request that does it.
+    pub fn request(&self) -> Request<'a> {
+        match *self {
+            StoreOp::Read(path) => Request::Read(path.as_bytes()),
+            StoreOp::Write(path, value) => Request::Write(path.as_bytes(), value),
+            StoreOp::Mkdir(path) => Request::Mkdir(path.as_bytes()),
+            StoreOp::Rm(path) => Request::Rm(path.as_bytes()),
+            StoreOp::SetPermissions(path, list) => {
+                Request::SetPerms(path.as_bytes(), list.to_vec())
+            }
+        }
     }
 }
 

@@ -7,10 +7,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use xen_hal::{Store, StoreOp};
+use xen_hal::StoreLink;
 use xen_sys::{DomId, Errno, Port};
 use xs_wire::call::{self, Exchange};
-use xs_wire::{Client, MAX_PENDING, Permission, Request, RequestId, StoreError, TxId, WatchEvent};
+use xs_wire::{Client, MAX_PENDING, Request, RequestId, StoreError, TxId, WatchEvent};
 
 use crate::open::{self, OpenError};
 
@@ -71,7 +71,7 @@ impl Connection {
     pub fn wait_event(&self, timeout: Option<Duration>) -> Result<Option<WatchEvent>, StoreError> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         loop {
-            if let Some(event) = self.next_event()? {
+            if let Some(event) = self.take_event()? {
                 return Ok(Some(event));
             }
             // The lock is free while waiting, so that another thread can make requests.
@@ -84,13 +84,6 @@ impl Connection {
     /// Whether a watch event waits already; if not, poll the descriptor for input.
     pub fn has_event(&self) -> bool {
         self.state().client.has_event()
-    }
-
-    /// Removes a watch and drops its events that wait.
-    pub fn unwatch_and_drain(&self, path: &str, token: &str) -> Result<(), StoreError> {
-        call::unwatch(self, path, token)?;
-        self.state().client.drop_events(token);
-        Ok(())
     }
 
     /// Connects a domain's ring to the daemon: the ring's machine frame and the domain's port.
@@ -199,7 +192,7 @@ impl Connection {
     }
 
     /// Sends all requests, then waits for the replies.
-    fn exchange_all(
+    fn pipeline(
         &self,
         tx: Option<TxId>,
         requests: &[Request<'_>],
@@ -253,57 +246,8 @@ impl Exchange for Connection {
     }
 }
 
-impl Store for Connection {
-    fn read(&self, tx: Option<TxId>, path: &str) -> Result<Vec<u8>, StoreError> {
-        call::read(self, tx, path)
-    }
-
-    fn write(&self, tx: Option<TxId>, path: &str, value: &[u8]) -> Result<(), StoreError> {
-        call::write(self, tx, path, value)
-    }
-
-    fn mkdir(&self, tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
-        call::mkdir(self, tx, path)
-    }
-
-    fn rm(&self, tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
-        call::rm(self, tx, path)
-    }
-
-    fn list(&self, tx: Option<TxId>, path: &str) -> Result<Vec<String>, StoreError> {
-        call::list(self, tx, path)
-    }
-
-    fn permissions(&self, tx: Option<TxId>, path: &str) -> Result<Vec<Permission>, StoreError> {
-        call::permissions(self, tx, path)
-    }
-
-    fn set_permissions(
-        &self,
-        tx: Option<TxId>,
-        path: &str,
-        list: &[Permission],
-    ) -> Result<(), StoreError> {
-        call::set_permissions(self, tx, path, list)
-    }
-
-    fn start(&self) -> Result<TxId, StoreError> {
-        call::start(self)
-    }
-
-    fn end(&self, tx: TxId, commit: bool) -> Result<(), StoreError> {
-        call::end(self, tx, commit)
-    }
-
-    fn watch(&self, path: &str, token: &str) -> Result<(), StoreError> {
-        call::watch(self, path, token)
-    }
-
-    fn unwatch(&self, path: &str, token: &str) -> Result<(), StoreError> {
-        call::unwatch(self, path, token)
-    }
-
-    fn next_event(&self) -> Result<Option<WatchEvent>, StoreError> {
+impl StoreLink for Connection {
+    fn take_event(&self) -> Result<Option<WatchEvent>, StoreError> {
         let client = &mut self.state().client;
         if !client.has_event() {
             self.receive(client).map_err(event_error)?;
@@ -311,23 +255,16 @@ impl Store for Connection {
         Ok(client.next_event())
     }
 
-    fn batch(&self, tx: Option<TxId>, ops: &[StoreOp<'_>]) -> Vec<Result<Vec<u8>, StoreError>> {
-        let requests: Vec<_> = ops.iter().map(request_of).collect();
+    fn exchange_all(
+        &self,
+        tx: Option<TxId>,
+        requests: &[Request<'_>],
+    ) -> Vec<Result<Vec<u8>, StoreError>> {
         let at_once = if self.pipelines { BATCH } else { 1 };
         requests
             .chunks(at_once)
-            .flat_map(|requests| self.exchange_all(tx, requests))
+            .flat_map(|requests| self.pipeline(tx, requests))
             .collect()
-    }
-}
-
-fn request_of<'a>(op: &StoreOp<'a>) -> Request<'a> {
-    match *op {
-        StoreOp::Read(path) => Request::Read(path.as_bytes()),
-        StoreOp::Write(path, value) => Request::Write(path.as_bytes(), value),
-        StoreOp::Mkdir(path) => Request::Mkdir(path.as_bytes()),
-        StoreOp::Rm(path) => Request::Rm(path.as_bytes()),
-        StoreOp::SetPermissions(path, list) => Request::SetPerms(path.as_bytes(), list.to_vec()),
     }
 }
 

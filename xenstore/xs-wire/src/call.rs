@@ -19,14 +19,24 @@ pub trait Exchange {
     fn exchange(&self, tx: Option<TxId>, request: &Request<'_>) -> Result<Vec<u8>, StoreError>;
 }
 
+impl<X: Exchange + ?Sized> Exchange for &X {
+    fn exchange(&self, tx: Option<TxId>, request: &Request<'_>) -> Result<Vec<u8>, StoreError> {
+        (**self).exchange(tx, request)
+    }
+}
+
 /// Reads a value.
-pub fn read(x: &impl Exchange, tx: Option<TxId>, path: &str) -> Result<Vec<u8>, StoreError> {
+pub fn read(
+    x: &(impl Exchange + ?Sized),
+    tx: Option<TxId>,
+    path: &str,
+) -> Result<Vec<u8>, StoreError> {
     x.exchange(tx, &Request::Read(path.as_bytes()))
 }
 
 /// Writes a value, making the node and its parents if absent.
 pub fn write(
-    x: &impl Exchange,
+    x: &(impl Exchange + ?Sized),
     tx: Option<TxId>,
     path: &str,
     value: &[u8],
@@ -35,17 +45,21 @@ pub fn write(
 }
 
 /// Makes an empty node and its parents if absent.
-pub fn mkdir(x: &impl Exchange, tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
+pub fn mkdir(x: &(impl Exchange + ?Sized), tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
     acknowledged(x, tx, &Request::Mkdir(path.as_bytes()))
 }
 
 /// Removes a node and all below it.
-pub fn rm(x: &impl Exchange, tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
+pub fn rm(x: &(impl Exchange + ?Sized), tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
     acknowledged(x, tx, &Request::Rm(path.as_bytes()))
 }
 
 /// The names of a node's children; in pieces if they do not fit one message.
-pub fn list(x: &impl Exchange, tx: Option<TxId>, path: &str) -> Result<Vec<String>, StoreError> {
+pub fn list(
+    x: &(impl Exchange + ?Sized),
+    tx: Option<TxId>,
+    path: &str,
+) -> Result<Vec<String>, StoreError> {
     let request = Request::Directory(path.as_bytes());
     match x.exchange(tx, &request) {
         Ok(body) => words(&body)
@@ -57,7 +71,7 @@ pub fn list(x: &impl Exchange, tx: Option<TxId>, path: &str) -> Result<Vec<Strin
 }
 
 fn list_in_pieces(
-    x: &impl Exchange,
+    x: &(impl Exchange + ?Sized),
     tx: Option<TxId>,
     path: &str,
 ) -> Result<Vec<String>, StoreError> {
@@ -95,7 +109,7 @@ fn list_in_pieces(
 
 /// A node's permission list.
 pub fn permissions(
-    x: &impl Exchange,
+    x: &(impl Exchange + ?Sized),
     tx: Option<TxId>,
     path: &str,
 ) -> Result<Vec<Permission>, StoreError> {
@@ -106,7 +120,7 @@ pub fn permissions(
 
 /// Replaces a node's permission list.
 pub fn set_permissions(
-    x: &impl Exchange,
+    x: &(impl Exchange + ?Sized),
     tx: Option<TxId>,
     path: &str,
     list: &[Permission],
@@ -115,19 +129,19 @@ pub fn set_permissions(
 }
 
 /// Starts a transaction.
-pub fn start(x: &impl Exchange) -> Result<TxId, StoreError> {
+pub fn start(x: &(impl Exchange + ?Sized)) -> Result<TxId, StoreError> {
     let request = Request::TransactionStart;
     let body = x.exchange(None, &request)?;
     parse_tx(&body).ok_or_else(|| nonsense(&request))
 }
 
 /// Ends a transaction; a commit that conflicts is EAGAIN.
-pub fn end(x: &impl Exchange, tx: TxId, commit: bool) -> Result<(), StoreError> {
+pub fn end(x: &(impl Exchange + ?Sized), tx: TxId, commit: bool) -> Result<(), StoreError> {
     acknowledged(x, Some(tx), &Request::TransactionEnd(commit))
 }
 
 /// Sets a watch.
-pub fn watch(x: &impl Exchange, path: &str, token: &str) -> Result<(), StoreError> {
+pub fn watch(x: &(impl Exchange + ?Sized), path: &str, token: &str) -> Result<(), StoreError> {
     acknowledged(
         x,
         None,
@@ -136,7 +150,7 @@ pub fn watch(x: &impl Exchange, path: &str, token: &str) -> Result<(), StoreErro
 }
 
 /// Removes a watch.
-pub fn unwatch(x: &impl Exchange, path: &str, token: &str) -> Result<(), StoreError> {
+pub fn unwatch(x: &(impl Exchange + ?Sized), path: &str, token: &str) -> Result<(), StoreError> {
     acknowledged(
         x,
         None,
@@ -145,32 +159,41 @@ pub fn unwatch(x: &impl Exchange, path: &str, token: &str) -> Result<(), StoreEr
 }
 
 /// Removes all watches and transactions of the caller.
-pub fn reset_watches(x: &impl Exchange) -> Result<(), StoreError> {
+pub fn reset_watches(x: &(impl Exchange + ?Sized)) -> Result<(), StoreError> {
     acknowledged(x, None, &Request::ResetWatches)
 }
 
 /// Connects a domain's ring to the daemon: the ring's machine frame and the domain's event channel port.
-pub fn introduce(x: &impl Exchange, dom: DomId, frame: u64, port: Port) -> Result<(), StoreError> {
+pub fn introduce(
+    x: &(impl Exchange + ?Sized),
+    dom: DomId,
+    frame: u64,
+    port: Port,
+) -> Result<(), StoreError> {
     acknowledged(x, None, &Request::Introduce(dom, frame, port))
 }
 
 /// Makes the daemon forget a domain.
-pub fn release(x: &impl Exchange, dom: DomId) -> Result<(), StoreError> {
+pub fn release(x: &(impl Exchange + ?Sized), dom: DomId) -> Result<(), StoreError> {
     acknowledged(x, None, &Request::Release(dom))
 }
 
 /// Tells the daemon that a domain runs again after it had shut down.
-pub fn resume(x: &impl Exchange, dom: DomId) -> Result<(), StoreError> {
+pub fn resume(x: &(impl Exchange + ?Sized), dom: DomId) -> Result<(), StoreError> {
     acknowledged(x, None, &Request::Resume(dom))
 }
 
 /// Gives `dom` the rights of `target` (a stub domain those of its guest).
-pub fn set_target(x: &impl Exchange, dom: DomId, target: DomId) -> Result<(), StoreError> {
+pub fn set_target(
+    x: &(impl Exchange + ?Sized),
+    dom: DomId,
+    target: DomId,
+) -> Result<(), StoreError> {
     acknowledged(x, None, &Request::SetTarget(dom, target))
 }
 
 /// A domain's home directory.
-pub fn domain_path(x: &impl Exchange, dom: DomId) -> Result<String, StoreError> {
+pub fn domain_path(x: &(impl Exchange + ?Sized), dom: DomId) -> Result<String, StoreError> {
     let request = Request::GetDomainPath(dom);
     let body = x.exchange(None, &request)?;
     split_word(&body)
@@ -180,7 +203,7 @@ pub fn domain_path(x: &impl Exchange, dom: DomId) -> Result<String, StoreError> 
 }
 
 /// Whether a domain is connected.
-pub fn is_introduced(x: &impl Exchange, dom: DomId) -> Result<bool, StoreError> {
+pub fn is_introduced(x: &(impl Exchange + ?Sized), dom: DomId) -> Result<bool, StoreError> {
     let request = Request::IsDomainIntroduced(dom);
     match &x.exchange(None, &request)?[..] {
         b"T\0" => Ok(true),
@@ -190,7 +213,7 @@ pub fn is_introduced(x: &impl Exchange, dom: DomId) -> Result<bool, StoreError> 
 }
 
 /// Gives the daemon a command; returns its text.
-pub fn control(x: &impl Exchange, command: &[&str]) -> Result<String, StoreError> {
+pub fn control(x: &(impl Exchange + ?Sized), command: &[&str]) -> Result<String, StoreError> {
     let request = Request::Control(command.iter().map(|word| word.as_bytes()).collect());
     let body = x.exchange(None, &request)?;
     let text = body.strip_suffix(&[0]).unwrap_or(&body);
@@ -205,7 +228,7 @@ pub fn parse_tx(body: &[u8]) -> Option<TxId> {
 }
 
 fn acknowledged(
-    x: &impl Exchange,
+    x: &(impl Exchange + ?Sized),
     tx: Option<TxId>,
     request: &Request<'_>,
 ) -> Result<(), StoreError> {

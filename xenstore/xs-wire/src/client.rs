@@ -1,22 +1,17 @@
 //! The client's side without I/O: requests become bytes, bytes become replies and watch events.
 
-use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
 use xen_sys::Errno;
 
-use crate::decode::{Decoder, Message, TooLong};
+use crate::decode::{Decoder, Message, TooLong, peek};
+use crate::events::Events;
 use crate::op::{Header, Op};
 use crate::request::{Request, split_word};
 use crate::types::{TxId, WatchEvent};
 
-/// Most watch events kept until they are taken. An event that is equal to one of the last
-/// [`COALESCE_WINDOW`] waiting is dropped: it says nothing new.
-pub const MAX_EVENTS: usize = 16384;
-/// How far back an arriving event is compared with those that wait.
-pub const COALESCE_WINDOW: usize = 32;
 /// Most requests that may wait for their replies.
 pub const MAX_PENDING: usize = 256;
 
@@ -42,8 +37,6 @@ pub enum ProtocolError {
     },
     /// A watch event that is not two words of text.
     MalformedEvent,
-    /// More than [`MAX_EVENTS`] events wait to be taken.
-    TooManyEvents,
 }
 
 impl fmt::Display for ProtocolError {
@@ -57,9 +50,6 @@ impl fmt::Display for ProtocolError {
             ProtocolError::MalformedEvent => {
                 write!(f, "the store daemon sent a malformed watch event")
             }
-            ProtocolError::TooManyEvents => {
-                write!(f, "{MAX_EVENTS} watch events wait to be taken")
-            }
         }
     }
 }
@@ -67,7 +57,16 @@ impl fmt::Display for ProtocolError {
 impl core::error::Error for ProtocolError {}
 
 #[derive(Debug)]
-enum Pending {
+struct Pending {
+    id: u32,
+    op: Op,
+    /// Path and token, of `WATCH` and `UNWATCH`.
+    watch: Option<(String, String)>,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
     Waiting,
     Forgotten,
     Done(Reply),
@@ -81,8 +80,9 @@ pub struct Client {
     output: Vec<u8>,
     sent: usize,
     next_id: u32,
-    pending: Vec<(u32, Op, Pending)>,
-    events: VecDeque<WatchEvent>,
+    pending: Vec<Pending>,
+    events: Events,
+    events_seen: u64,
     failed: Option<ProtocolError>,
 }
 
@@ -113,13 +113,37 @@ impl Client {
             len: (self.output.len() - start - Header::SIZE) as u32,
         };
         self.output[start..start + Header::SIZE].copy_from_slice(&header.encode());
-        self.pending.push((id, request.op(), Pending::Waiting));
+        let watch = watch_in(request);
+        if let (Op::Watch, Some((path, token))) = (request.op(), &watch) {
+            self.events.asked(path, token);
+        }
+        self.pending.push(Pending {
+            id,
+            op: request.op(),
+            watch,
+            state: State::Waiting,
+        });
         Ok(RequestId(id))
+    }
+
+    /// How many requests wait for their replies, or whose replies wait to be taken.
+    pub fn pending(&self) -> usize {
+        self.pending.len()
     }
 
     /// The bytes that wait to be sent.
     pub fn output(&self) -> &[u8] {
         &self.output[self.sent..]
+    }
+
+    /// The first message that waits to be sent, for what takes one whole message at a time, as the kernel's
+    /// device does.
+    pub fn output_message(&self) -> &[u8] {
+        let output = self.output();
+        match peek(output) {
+            Ok(Some(frame)) => &output[..frame.size()],
+            _ => output,
+        }
     }
 
     /// Tells that the first `len` bytes of [`output`](Self::output) were sent.
@@ -145,30 +169,41 @@ impl Client {
     /// Takes the reply to a request, if it has come. A reply can be taken once.
     pub fn take_reply(&mut self, id: RequestId) -> Option<Reply> {
         let at = self.position(id.0)?;
-        if !matches!(self.pending[at].2, Pending::Done(_)) {
+        if !matches!(self.pending[at].state, State::Done(_)) {
             return None;
         }
-        match self.pending.remove(at).2 {
-            Pending::Done(reply) => Some(reply),
-            Pending::Waiting | Pending::Forgotten => None,
+        match self.pending.remove(at).state {
+            State::Done(reply) => Some(reply),
+            State::Waiting | State::Forgotten => None,
         }
     }
 
     /// Gives up waiting for a reply; it is dropped when it comes.
     pub fn forget(&mut self, id: RequestId) {
         if let Some(at) = self.position(id.0) {
-            match self.pending[at].2 {
-                Pending::Done(_) => {
+            match self.pending[at].state {
+                State::Done(_) => {
                     self.pending.remove(at);
                 }
-                _ => self.pending[at].2 = Pending::Forgotten,
+                _ => self.pending[at].state = State::Forgotten,
             }
         }
     }
 
-    /// Takes the next watch event.
+    /// Takes the next watch event. Equal ones that wait are one; when more than [`MAX_EVENTS`](crate::MAX_EVENTS)
+    /// wait, one event at a watch's own path stands for all of that watch.
     pub fn next_event(&mut self) -> Option<WatchEvent> {
-        self.events.pop_front()
+        self.events.pop()
+    }
+
+    /// Takes the next event of the watches with this token.
+    pub fn next_event_for(&mut self, token: &str) -> Option<WatchEvent> {
+        self.events.pop_for(token)
+    }
+
+    /// How many watch events have come, those that said nothing new included.
+    pub fn events_seen(&self) -> u64 {
+        self.events_seen
     }
 
     /// Whether a watch event waits.
@@ -176,9 +211,14 @@ impl Client {
         !self.events.is_empty()
     }
 
-    /// Drops the events that wait for this token: what a client does after removing a watch.
-    pub fn drop_events(&mut self, token: &str) {
-        self.events.retain(|event| event.token != token);
+    /// Whether an event of the watches with this token waits.
+    pub fn has_event_for(&self, token: &str) -> bool {
+        self.events.has_for(token)
+    }
+
+    /// Token and path of each watch that is set, or asked for and not refused.
+    pub fn watches(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.events.watches()
     }
 
     fn take_all(&mut self, bytes: &mut &[u8]) -> Result<(), ProtocolError> {
@@ -194,47 +234,39 @@ impl Client {
         let Header { op, req_id, .. } = message.header;
         if op == Op::WatchEvent.code() {
             let event = parse_event(&message.body).ok_or(ProtocolError::MalformedEvent)?;
-            return self.queue_event(event);
+            self.events_seen += 1;
+            self.events.push(event);
+            return Ok(());
         }
         let unexpected = ProtocolError::UnexpectedReply { op, req_id };
         let at = self.position(req_id).ok_or(unexpected)?;
-        let (_, asked, state) = &mut self.pending[at];
+        let asked = &mut self.pending[at];
         let reply = if op == Op::Error.code() {
             Err(parse_error(&message.body))
-        } else if op == asked.code() {
+        } else if op == asked.op.code() {
             Ok(message.body)
         } else {
             return Err(unexpected);
         };
-        match state {
-            Pending::Waiting => *state = Pending::Done(reply),
-            Pending::Forgotten => {
-                self.pending.remove(at);
-            }
-            Pending::Done(_) => return Err(unexpected),
+        if matches!(asked.state, State::Done(_)) {
+            return Err(unexpected);
         }
-        Ok(())
-    }
-
-    fn queue_event(&mut self, event: WatchEvent) -> Result<(), ProtocolError> {
-        if self
-            .events
-            .iter()
-            .rev()
-            .take(COALESCE_WINDOW)
-            .any(|waiting| *waiting == event)
-        {
-            return Ok(());
+        match (asked.op, asked.watch.take(), &reply) {
+            (Op::Watch, Some((path, token)), Err(_)) => self.events.refused(&path, &token),
+            (Op::Unwatch, Some((path, token)), Ok(_)) => self.events.removed(&path, &token),
+            (Op::ResetWatches, _, Ok(_)) => self.events.reset(),
+            _ => {}
         }
-        if self.events.len() >= MAX_EVENTS {
-            return Err(ProtocolError::TooManyEvents);
+        if matches!(asked.state, State::Forgotten) {
+            self.pending.remove(at);
+        } else {
+            asked.state = State::Done(reply);
         }
-        self.events.push_back(event);
         Ok(())
     }
 
     fn position(&self, id: u32) -> Option<usize> {
-        self.pending.iter().position(|(used, ..)| *used == id)
+        self.pending.iter().position(|pending| pending.id == id)
     }
 
     fn fresh_id(&mut self) -> u32 {
@@ -253,6 +285,15 @@ impl Client {
             self.sent = 0;
         }
     }
+}
+
+/// The path and token of a request that sets or removes a watch.
+fn watch_in(request: &Request<'_>) -> Option<(String, String)> {
+    let (Request::Watch(path, token, _) | Request::Unwatch(path, token)) = request else {
+        return None;
+    };
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Some((text(path), text(token)))
 }
 
 /// The path and token in the payload of a watch event.
@@ -299,6 +340,7 @@ mod tests {
         let b = client.request(None, &Request::Read(b"/b")).unwrap();
         let c = client.request(None, &Request::Read(b"/c")).unwrap();
         assert_eq!(client.output().len(), 3 * (16 + 3));
+        assert_eq!(client.output_message(), &client.output()[..19]);
         client.sent(20);
         assert_eq!(client.output().len(), 2 * 19 - 1);
         client.forget(c);
@@ -355,17 +397,36 @@ mod tests {
             client.request(None, &Request::Read(b"/a")),
             Err(Errno::EBUSY)
         );
+    }
+
+    #[test]
+    fn watches_are_followed() {
+        let watches = |client: &Client| -> Vec<String> {
+            let text = |(token, path)| alloc::format!("{token}={path}");
+            client.watches().map(text).collect()
+        };
         let mut client = Client::new();
-        let mut result = Ok(());
-        for n in 0..=MAX_EVENTS {
-            assert_eq!(result, Ok(()));
-            result = client.feed(&message(
-                Op::WatchEvent,
-                0,
-                alloc::format!("/{n}\0t\0").as_bytes(),
-            ));
-        }
-        assert_eq!(result, Err(ProtocolError::TooManyEvents));
+        let mut ask = |request: Request<'_>, op, body: &[u8]| {
+            let id = client.request(None, &request).unwrap();
+            client.feed(&message(op, id.0, body)).unwrap();
+            let event = message(Op::WatchEvent, 0, b"/a/b\0t\0");
+            client.feed(&event).unwrap();
+            watches(&client)
+        };
+        let refused = ask(Request::Watch(b"/x", b"t", None), Op::Error, b"EACCES\0");
+        assert!(refused.is_empty());
+        let set = ask(Request::Watch(b"/a", b"t", None), Op::Watch, b"OK\0");
+        assert_eq!(set, ["t=/a"]);
+        // EEXIST: the one that is there stays.
+        let twice = ask(Request::Watch(b"/a", b"t", None), Op::Error, b"EEXIST\0");
+        assert_eq!(twice, ["t=/a"]);
+        let other = ask(Request::Unwatch(b"/z", b"t"), Op::Error, b"ENOENT\0");
+        assert_eq!(other, ["t=/a"]);
+        assert!(client.has_event_for("t"));
+        let id = client.request(None, &Request::Unwatch(b"/a", b"t"));
+        let id = id.unwrap();
+        client.feed(&message(Op::Unwatch, id.0, b"OK\0")).unwrap();
+        assert!(!client.has_event() && watches(&client).is_empty());
     }
 
     proptest! {

@@ -15,15 +15,14 @@ extern crate alloc;
 pub mod call;
 mod client;
 mod decode;
+mod events;
 mod op;
 mod request;
 mod types;
 
-pub use client::{
-    COALESCE_WINDOW, Client, MAX_EVENTS, MAX_PENDING, ProtocolError, Reply, RequestId, parse_error,
-    parse_event,
-};
+pub use client::{Client, MAX_PENDING, ProtocolError, Reply, RequestId, parse_error, parse_event};
 pub use decode::{Decoder, Frame, Message, TooLong, peek};
+pub use events::{MAX_EVENT_BYTES, MAX_EVENTS};
 pub use op::{ABS_PATH_MAX, Header, Op, PAYLOAD_MAX, REL_PATH_MAX};
 pub use request::{Request, encode_permissions, number, parse_permissions, split_word, words};
 pub use types::{Access, Permission, StoreError, TxId, WatchEvent};

@@ -105,8 +105,9 @@ impl fmt::Debug for Permission {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct TxId(pub core::num::NonZeroU32);
 
-/// A watch fired: the path that changed and the token of the watch.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// A watch fired: the path that changed and the token of the watch. It says "look again": when a client was
+/// slow, one event may stand for many, and one at the watch's own path for changes anywhere below.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct WatchEvent {
     /// The changed path, relative if the watch was set on a relative path; or a special one (`@releaseDomain`).
     pub path: String,

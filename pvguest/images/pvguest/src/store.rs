@@ -1,33 +1,26 @@
 //! The guest's connection to the store: the driver's client over the ring that the builder placed.
 
-use alloc::collections::VecDeque;
 use core::cell::Cell;
 
 use pv_drivers::store::{StoreClient, Wire};
-use xen_hal::{Clock, Store, StoreError};
+use xen_hal::{Clock, StoreError, StoreLink};
 use xen_sys::{Errno, Port};
 
 use crate::console::RingPage;
 use crate::single::Single;
 use crate::{PvClock, events, hypercall, start_info};
-use xs_wire::{Permission, TxId, WatchEvent};
+use xs_wire::call::Exchange;
+use xs_wire::{Request, TxId, WatchEvent};
 
-use alloc::string::{String, ToString};
+use alloc::string::ToString;
 use alloc::vec::Vec;
 
 /// How long a reply may take before the request fails with ETIMEDOUT.
 const REPLY_NS: u64 = 30_000_000_000;
 
 static CLIENT: Single<StoreClient<RingPage, StoreWire>> = Single::new();
-static EVENTS: Single<Events> = Single::new();
-
-/// Watch events that nobody has taken yet.
-#[derive(Default)]
-struct Events {
-    queue: VecDeque<WatchEvent>,
-    /// Some have come since the last wait.
-    fresh: bool,
-}
+/// How many watch events had come when somebody last asked.
+static SEEN: Single<u64> = Single::new();
 
 struct StoreWire {
     port: Port,
@@ -74,33 +67,25 @@ impl GuestStore {
 
     /// Takes all watch events with this token; whether there was one.
     pub fn take_events(&self, token: &str) -> Result<bool, StoreError> {
-        collect()?;
-        let queue = &mut EVENTS.get().queue;
-        let before = queue.len();
-        queue.retain(|event| event.token != token);
-        Ok(queue.len() < before)
+        let mut any = false;
+        while CLIENT.get().take_event_for(token)?.is_some() {
+            any = true;
+        }
+        Ok(any)
     }
-}
-
-/// Moves what the client has received to the queue.
-fn collect() -> Result<(), StoreError> {
-    let mut events = EVENTS.get();
-    while let Some(event) = CLIENT.get().next_event()? {
-        events.queue.push_back(event);
-        events.fresh = true;
-    }
-    Ok(())
 }
 
 /// Whether watch events have come since this was last asked. They may have come while a reply was waited
 /// for, which has taken the port's event: a wait must not begin then.
 pub(crate) fn take_fresh() -> bool {
-    if CLIENT.try_get().is_none() {
+    let Some(client) = CLIENT.try_get() else {
         return false;
-    }
+    };
     // A broken ring brings no events; the next request tells.
-    let _ = collect();
-    core::mem::take(&mut EVENTS.get().fresh)
+    let Ok(now) = client.events_seen() else {
+        return false;
+    };
+    core::mem::replace(&mut *SEEN.get(), now) != now
 }
 
 fn connect() -> Result<(), StoreError> {
@@ -122,66 +107,19 @@ fn connect() -> Result<(), StoreError> {
             deadline_ns: Cell::new(0),
         },
     ));
-    EVENTS.set(Events::default());
+    SEEN.set(0);
     events::bind(info.store_evtchn);
     Ok(())
 }
 
-impl Store for GuestStore {
-    fn read(&self, tx: Option<TxId>, path: &str) -> Result<Vec<u8>, StoreError> {
-        CLIENT.get().read(tx, path)
+impl Exchange for GuestStore {
+    fn exchange(&self, tx: Option<TxId>, request: &Request<'_>) -> Result<Vec<u8>, StoreError> {
+        CLIENT.get().exchange(tx, request)
     }
+}
 
-    fn write(&self, tx: Option<TxId>, path: &str, value: &[u8]) -> Result<(), StoreError> {
-        CLIENT.get().write(tx, path, value)
-    }
-
-    fn mkdir(&self, tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
-        CLIENT.get().mkdir(tx, path)
-    }
-
-    fn rm(&self, tx: Option<TxId>, path: &str) -> Result<(), StoreError> {
-        CLIENT.get().rm(tx, path)
-    }
-
-    fn list(&self, tx: Option<TxId>, path: &str) -> Result<Vec<String>, StoreError> {
-        CLIENT.get().list(tx, path)
-    }
-
-    fn permissions(&self, tx: Option<TxId>, path: &str) -> Result<Vec<Permission>, StoreError> {
-        CLIENT.get().permissions(tx, path)
-    }
-
-    fn set_permissions(
-        &self,
-        tx: Option<TxId>,
-        path: &str,
-        list: &[Permission],
-    ) -> Result<(), StoreError> {
-        CLIENT.get().set_permissions(tx, path, list)
-    }
-
-    fn start(&self) -> Result<TxId, StoreError> {
-        CLIENT.get().start()
-    }
-
-    fn end(&self, tx: TxId, commit: bool) -> Result<(), StoreError> {
-        CLIENT.get().end(tx, commit)
-    }
-
-    fn watch(&self, path: &str, token: &str) -> Result<(), StoreError> {
-        CLIENT.get().watch(path, token)
-    }
-
-    fn unwatch(&self, path: &str, token: &str) -> Result<(), StoreError> {
-        EVENTS.get().queue.retain(|event| event.token != token);
-        CLIENT.get().unwatch(path, token)
-    }
-
-    fn next_event(&self) -> Result<Option<WatchEvent>, StoreError> {
-        if let Some(event) = EVENTS.get().queue.pop_front() {
-            return Ok(Some(event));
-        }
-        CLIENT.get().next_event()
+impl StoreLink for GuestStore {
+    fn take_event(&self) -> Result<Option<WatchEvent>, StoreError> {
+        CLIENT.get().take_event()
     }
 }
