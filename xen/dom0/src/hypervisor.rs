@@ -110,8 +110,30 @@ impl Hypervisor {
         dom: DomId,
         payload: Payload,
     ) -> Result<Domctl> {
+        self.domctl_of_version(op, cmd, self.release.domctl, dom, payload)
+    }
+
+    /// A domctl that is the same in all releases that have it.
+    pub(crate) fn stable_domctl(
+        &self,
+        op: &'static str,
+        cmd: u32,
+        dom: DomId,
+        payload: Payload,
+    ) -> Result<Domctl> {
+        self.domctl_of_version(op, cmd, 0, dom, payload)
+    }
+
+    fn domctl_of_version(
+        &self,
+        op: &'static str,
+        cmd: u32,
+        interface_version: u32,
+        dom: DomId,
+        payload: Payload,
+    ) -> Result<Domctl> {
         let mut buffer = self.buffer(size_of::<Domctl>())?;
-        buffer.put(0, &Domctl::new(cmd, self.release.domctl, dom, &payload));
+        buffer.put(0, &Domctl::new(cmd, interface_version, dom, &payload));
         let args = [buffer.address(0), 0, 0, 0, 0];
         self.call(hypercall::DOMCTL, args, &mut buffer)
             .map_err(|errno| failed(op, dom, errno))?;

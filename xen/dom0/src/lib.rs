@@ -14,6 +14,7 @@ mod events;
 mod grants;
 mod host;
 mod hypervisor;
+mod identity;
 mod mapping;
 mod preflight;
 mod seeds;

@@ -38,6 +38,9 @@ abi_consts! {
     SET_CPU_POLICY: u32 = 83, "XEN_DOMCTL_set_cpu_policy";
 }
 
+/// `XEN_DOMCTL_get_domain_state`, since 4.21: stable, its interface version is 0.
+pub const GET_DOMAIN_STATE: u32 = 90;
+
 bitflags! {
     /// `XEN_DOMINF_*`: a domain's state in [`DomainInfo::flags`]. Bits 16 to 23 hold the shutdown reason.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -97,7 +97,24 @@ impl Folder {
     /// [`tell_daemon`](crate::GuestEnd::tell_daemon).
     pub fn set_state(&self, dom: DomId, state: State) -> io::Result<()> {
         let (_, name) = State::NAMES[state as usize];
-        fs::write(self.state_file(dom), name)
+        let identity = match self.identity(dom) {
+            0 => fresh_identity(),
+            known => known,
+        };
+        fs::write(self.state_file(dom), format!("{name} {identity}"))
+    }
+
+    /// Lets another domain of the same number take a domain's place, as if it had died in between.
+    pub fn replace(&self, dom: DomId, state: State) -> io::Result<()> {
+        let (_, name) = State::NAMES[state as usize];
+        fs::write(self.state_file(dom), format!("{name} {}", fresh_identity()))
+    }
+
+    /// A number that no other domain has; 0 if the domain was made without one, or there is none.
+    pub fn identity(&self, dom: DomId) -> u64 {
+        let text = fs::read_to_string(self.state_file(dom)).unwrap_or_default();
+        let second = text.split_whitespace().nth(1);
+        second.and_then(|word| word.parse().ok()).unwrap_or(0)
     }
 
     /// Lets a domain be gone.
@@ -132,4 +149,12 @@ impl Folder {
         }
         Ok(all)
     }
+}
+
+/// A number that was not given before, in this process or another.
+fn fresh_identity() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static LAST: AtomicU64 = AtomicU64::new(0);
+    let count = LAST.fetch_add(1, Ordering::Relaxed) + 1;
+    u64::from(std::process::id()) << 32 | count
 }

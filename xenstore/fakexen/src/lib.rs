@@ -3,7 +3,8 @@
 //! (ci/storebench/preload.c), by the stock ones.
 //!
 //! The folder holds
-//! - `dom.N`: `running`, `shutdown` or `dying`; a domain without such a file does not exist;
+//! - `dom.N`: `running`, `shutdown` or `dying`, and a number that tells this domain N from others (the stock daemons do
+//!   not look at it); a domain without such a file does not exist;
 //! - `ring.N`: the store page of domain N, 4 KiB, mapped shared; `ring.0` is dom0's kernel's;
 //! - `port.0`: the kernel's port in digits;
 //! - `evtchn.sock`: the daemon's datagram socket, where a port as 4 bytes little-endian is an event;

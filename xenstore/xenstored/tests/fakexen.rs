@@ -146,3 +146,34 @@ fn guests_live_and_die() {
     assert_eq!(read(8).unwrap_err().errno, Errno::ENOENT);
     assert_eq!(read(9).unwrap().len(), 1500);
 }
+
+/// A domain dies and its number is taken by another before the daemon looks: the new one gets nothing of the old.
+#[test]
+fn a_number_is_used_again_at_once() {
+    let daemon = Daemon::start("reborn");
+    let dom0 = daemon.connect();
+    let dom = DomId(7);
+    let home = "/local/domain/7";
+    let set_up = |guest: &mut Guest| {
+        xen_hal::Store::write(&dom0, None, home, b"").unwrap();
+        let own = xs_wire::Permission::new(dom, xs_wire::Access::None);
+        xen_hal::Store::set_permissions(&dom0, None, home, &[own]).unwrap();
+        dom0.introduce(dom, 0, Port(1)).unwrap();
+        guest.ask(&Request::Read(home.as_bytes())).unwrap();
+    };
+    let mut old = Guest::create(&daemon, dom);
+    set_up(&mut old);
+    xen_hal::Store::write(&dom0, None, "/shared", b"secret").unwrap();
+    let list = ["n0", "r7"].map(|entry| xs_wire::Permission::parse(entry.as_bytes()).unwrap());
+    xen_hal::Store::set_permissions(&dom0, None, "/shared", &list).unwrap();
+    assert!(old.ask(&Request::Read(b"/shared")).is_ok());
+    old.ask(&Request::Write(b"mine", b"1")).unwrap();
+    // One event for the death of the one and all that the other is told by.
+    daemon.folder.replace(dom, State::Running).unwrap();
+    old.end.tell_daemon().unwrap();
+    drop(old);
+    let mut new = Guest::create(&daemon, dom);
+    set_up(&mut new);
+    assert_eq!(new.ask(&Request::Read(b"mine")), Err(Errno::ENOENT));
+    assert_eq!(new.ask(&Request::Read(b"/shared")), Err(Errno::EACCES));
+}

@@ -10,7 +10,7 @@ use xen_hal::{EventChannels, Result};
 use xen_ring::{ByteRing, STORE, SharedMemoryExt};
 use xen_sys::{DomId, Errno, Port};
 use xenstored::core::limits::Limits;
-use xenstored::core::{ConnId, DomainState};
+use xenstored::core::{ConnId, DomainReport, DomainState, Identity};
 use xenstored::daemon::Daemon;
 use xenstored::daemon::world::{DomainList, HalWorld};
 use xs_wire::{Client, Header, Op, Permission, Request};
@@ -22,12 +22,16 @@ const ERROR: usize = 2072;
 struct Domains(World);
 
 impl DomainList for Domains {
-    fn list(&mut self) -> Result<Vec<(DomId, DomainState)>> {
+    fn list(&mut self) -> Result<Vec<DomainReport>> {
         let all = self.0.domains().into_iter();
         Ok(all
-            .map(|dom| match self.0.shutdown_reason(dom) {
-                Some(_) => (dom, DomainState::Shutdown),
-                None => (dom, DomainState::Running),
+            .map(|dom| DomainReport {
+                dom,
+                identity: Identity::UNKNOWN,
+                state: match self.0.shutdown_reason(dom) {
+                    Some(_) => DomainState::Shutdown,
+                    None => DomainState::Running,
+                },
             })
             .collect())
     }

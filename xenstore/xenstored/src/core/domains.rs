@@ -10,13 +10,15 @@ use super::ops::Ops;
 use super::path::{INTRODUCE_DOMAIN, RELEASE_DOMAIN, home};
 use super::settings::{FEATURES, Quotas};
 use super::tree::walk;
-use super::{Client, ConnId, Core, DomainState, Host};
+use super::{Client, ConnId, Core, DomainReport, DomainState, Host, Identity};
 
 /// A domain that is connected or that some node's permissions name.
 #[derive(Debug)]
 pub(super) struct Domain {
     /// Tells it from others of the same number.
     pub life: u32,
+    /// What the world tells it by.
+    pub identity: Identity,
     /// Its connection, once introduced.
     pub conn: Option<ConnId>,
     /// Whether it is introduced; its connection may have been cut off all the same.
@@ -32,19 +34,36 @@ pub(super) struct Domain {
 }
 
 impl Core {
-    /// The domain that has this number now; `None` if there is none.
+    /// The domain that has this number now; `None` if there is none. If it is not the one that was known by the number,
+    /// that one has died, and is told of if it was introduced.
     pub(super) fn life(&mut self, host: &mut dyn Host, dom: DomId) -> Option<DomLife> {
         if dom == DomId::DOM0 {
             return Some(DomLife::DOM0);
         }
-        if !self.domains.contains_key(&dom) {
-            if !dom.is_ordinary() || !host.domain_exists(dom) {
-                return None;
+        if !dom.is_ordinary() {
+            return None;
+        }
+        let now = host.domain_identity(dom);
+        if let Some(domain) = self.domains.get_mut(&dom)
+            && let Some(now) = now
+        {
+            if domain.identity.differs(now) {
+                let introduced = domain.introduced;
+                self.end_life(host, dom);
+                if introduced {
+                    self.released(host, &[dom]);
+                }
+            } else if domain.identity == Identity::UNKNOWN {
+                domain.identity = now;
             }
+        }
+        if !self.domains.contains_key(&dom) {
+            let identity = now?;
             // More than 2^32 domains do not fit the life of a host.
             self.last_life += 1;
             let domain = Domain {
                 life: self.last_life,
+                identity,
                 conn: None,
                 introduced: false,
                 shutdown: false,
@@ -157,11 +176,15 @@ impl Core {
         let Some(states) = host.domain_states() else {
             return;
         };
-        let states: HashMap<DomId, DomainState> = states.into_iter().collect();
+        let states: HashMap<DomId, DomainReport> =
+            states.into_iter().map(|now| (now.dom, now)).collect();
         let mut dead = Vec::new();
         let mut told = Vec::new();
         for (dom, domain) in &mut self.domains {
-            match states.get(dom).unwrap_or(&DomainState::Dying) {
+            let now = states
+                .get(dom)
+                .filter(|now| !domain.identity.differs(now.identity));
+            match now.map_or(DomainState::Dying, |now| now.state) {
                 DomainState::Running => domain.shutdown = false,
                 DomainState::Shutdown => {
                     if domain.introduced && !domain.shutdown {

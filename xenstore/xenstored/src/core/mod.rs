@@ -80,6 +80,31 @@ pub enum DomainState {
     Dying,
 }
 
+/// Which of the domains of one number it is: two with different numbers here are not the same domain.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Identity(pub u64);
+
+impl Identity {
+    /// The world cannot tell.
+    pub const UNKNOWN: Identity = Identity(0);
+
+    /// Whether it is sure that these are two domains.
+    pub fn differs(self, other: Identity) -> bool {
+        self != other && self != Self::UNKNOWN && other != Self::UNKNOWN
+    }
+}
+
+/// What the world says of a domain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DomainReport {
+    /// Its number.
+    pub dom: DomId,
+    /// Which domain of that number.
+    pub identity: Identity,
+    /// How it is.
+    pub state: DomainState,
+}
+
 /// A watch has fired for a connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Event {
@@ -100,10 +125,10 @@ impl Event {
 
 /// The world, as the core asks for it.
 pub trait Host {
-    /// Whether there is a domain of this number, connected or not.
-    fn domain_exists(&mut self, dom: DomId) -> bool;
-    /// The state of every domain that exists; `None` if that cannot be found out now.
-    fn domain_states(&mut self) -> Option<Vec<(DomId, DomainState)>>;
+    /// Which domain has this number now, connected or not; `None` if none has.
+    fn domain_identity(&mut self, dom: DomId) -> Option<Identity>;
+    /// Every domain that exists; `None` if that cannot be found out now.
+    fn domain_states(&mut self) -> Option<Vec<DomainReport>>;
     /// Maps a domain's ring and binds its port; the connection that requests will come from.
     fn connect(&mut self, dom: DomId, frame: u64, port: Port) -> Result<ConnId, Errno>;
     /// Binds a connected domain's port anew.

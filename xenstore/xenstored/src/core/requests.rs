@@ -204,6 +204,8 @@ impl Core {
         frame: u64,
         port: Port,
     ) -> Result<Outcome, Errno> {
+        // Another domain may have taken the number meanwhile.
+        self.life(host, dom);
         let again = self.is_introduced(dom);
         self.introduce(host, dom, frame, port)?;
         Ok(if again {

@@ -8,16 +8,27 @@ use xen_sys::DomId;
 use xen_sys::xen::Virq;
 
 use super::world::{DomainList, HalWorld};
-use crate::core::DomainState;
+use crate::core::{DomainReport, DomainState, Identity};
 
 impl DomainList for Hypervisor {
-    fn list(&mut self) -> Result<Vec<(DomId, DomainState)>> {
-        let all = DomainControl::list(self)?;
-        Ok(all.iter().map(|info| (info.dom, state(info))).collect())
+    fn list(&mut self) -> Result<Vec<DomainReport>> {
+        let mut reports = Vec::new();
+        for info in DomainControl::list(self)? {
+            // It may have gone since it was listed.
+            if let Some(identity) = self.identity_of(&info)? {
+                reports.push(DomainReport {
+                    dom: info.dom,
+                    identity: Identity(identity),
+                    state: state(&info),
+                });
+            }
+        }
+        Ok(reports)
     }
 
-    fn exists(&mut self, dom: DomId) -> bool {
-        matches!(self.info(dom), Ok(Some(_)))
+    fn identity(&mut self, dom: DomId) -> Option<Identity> {
+        let info = self.info(dom).ok()??;
+        self.identity_of(&info).ok()?.map(Identity)
     }
 }
 

@@ -9,7 +9,7 @@ use xen_hal::{Error, Result};
 use xen_sys::{DomId, Errno, Port};
 
 use super::world::{RingMemory, StoreWorld, WorldEvent};
-use crate::core::DomainState;
+use crate::core::{DomainReport, DomainState, Identity};
 
 /// A folder as a world.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl StoreWorld for FakexenWorld {
         Some(self.end.as_fd())
     }
 
-    fn domains(&mut self) -> Result<Vec<(DomId, DomainState)>> {
+    fn domains(&mut self) -> Result<Vec<DomainReport>> {
         let states = self.end.folder().states();
         let path = self.end.folder().path();
         let states = states.map_err(|error| system("list", path, error))?;
@@ -70,12 +70,18 @@ impl StoreWorld for FakexenWorld {
             State::Shutdown => DomainState::Shutdown,
             State::Dying => DomainState::Dying,
         };
-        let states = states.into_iter().map(|(dom, now)| (dom, state(now)));
-        Ok(states.collect())
+        let report = |(dom, now)| DomainReport {
+            dom,
+            identity: Identity(self.end.folder().identity(dom)),
+            state: state(now),
+        };
+        Ok(states.into_iter().map(report).collect())
     }
 
-    fn exists(&mut self, dom: DomId) -> bool {
-        self.end.folder().state(dom).is_some()
+    fn identity(&mut self, dom: DomId) -> Option<Identity> {
+        let folder = self.end.folder();
+        folder.state(dom)?;
+        Some(Identity(folder.identity(dom)))
     }
 }
 

@@ -10,7 +10,7 @@ use xs_wire::{Header, Op};
 use super::output::Output;
 use super::ring::{Ring, RingFault};
 use super::world::StoreWorld;
-use crate::core::{ConnId, ConnMap, DomainState, Event, Host};
+use crate::core::{ConnId, ConnMap, DomainReport, Event, Host, Identity};
 
 /// Events that wait for a dom0 connection: beyond so many bytes it is closed.
 const MAX_WAITING_DOM0: usize = 64 << 20;
@@ -159,11 +159,11 @@ impl<W: StoreWorld> Io<W> {
 }
 
 impl<W: StoreWorld> Host for Io<W> {
-    fn domain_exists(&mut self, dom: DomId) -> bool {
-        self.world.exists(dom)
+    fn domain_identity(&mut self, dom: DomId) -> Option<Identity> {
+        self.world.identity(dom)
     }
 
-    fn domain_states(&mut self) -> Option<Vec<(DomId, DomainState)>> {
+    fn domain_states(&mut self) -> Option<Vec<DomainReport>> {
         match self.world.domains() {
             Ok(states) => Some(states),
             Err(error) => {

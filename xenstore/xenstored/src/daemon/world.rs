@@ -7,7 +7,7 @@ use xen_ring::SharedMemory;
 use xen_sys::{DomId, Errno, GrantRef, Port};
 
 use super::log;
-use crate::core::DomainState;
+use crate::core::{DomainReport, Identity};
 
 /// The grant of every domain's store ring (`GNTTAB_RESERVED_XENSTORE`, grant_table.h).
 pub const STORE_GRANT: GrantRef = GrantRef(1);
@@ -40,10 +40,10 @@ pub trait StoreWorld {
     fn next_event(&mut self) -> Result<Option<WorldEvent>>;
     /// Readable when something has happened; `None` if the caller must ask.
     fn event_fd(&self) -> Option<BorrowedFd<'_>>;
-    /// The states of all domains.
-    fn domains(&mut self) -> Result<Vec<(DomId, DomainState)>>;
-    /// Whether there is a domain of this number.
-    fn exists(&mut self, dom: DomId) -> bool;
+    /// All domains.
+    fn domains(&mut self) -> Result<Vec<DomainReport>>;
+    /// Which domain has this number; `None` if none has.
+    fn identity(&mut self, dom: DomId) -> Option<Identity>;
 }
 
 /// No Xen at all: sockets only, and every domain number may stand in permissions.
@@ -84,24 +84,25 @@ impl StoreWorld for NoWorld {
         None
     }
 
-    fn domains(&mut self) -> Result<Vec<(DomId, DomainState)>> {
+    fn domains(&mut self) -> Result<Vec<DomainReport>> {
         Ok(Vec::new())
     }
 
-    fn exists(&mut self, _: DomId) -> bool {
-        true
+    fn identity(&mut self, _: DomId) -> Option<Identity> {
+        Some(Identity::UNKNOWN)
     }
 }
 
 /// Which domains there are, and how they are.
 pub trait DomainList {
     /// All of them.
-    fn list(&mut self) -> Result<Vec<(DomId, DomainState)>>;
+    fn list(&mut self) -> Result<Vec<DomainReport>>;
 
-    /// Whether there is one of this number.
-    fn exists(&mut self, dom: DomId) -> bool {
-        self.list()
-            .is_ok_and(|list| list.iter().any(|(known, _)| *known == dom))
+    /// Which of them has this number; `None` if none has.
+    fn identity(&mut self, dom: DomId) -> Option<Identity> {
+        let list = self.list().ok()?;
+        let known = list.iter().find(|known| known.dom == dom);
+        known.map(|known| known.identity)
     }
 }
 
@@ -187,11 +188,11 @@ where
         (self.fd)(&self.events)
     }
 
-    fn domains(&mut self) -> Result<Vec<(DomId, DomainState)>> {
+    fn domains(&mut self) -> Result<Vec<DomainReport>> {
         self.domains.list()
     }
 
-    fn exists(&mut self, dom: DomId) -> bool {
-        self.domains.exists(dom)
+    fn identity(&mut self, dom: DomId) -> Option<Identity> {
+        self.domains.identity(dom)
     }
 }

@@ -191,3 +191,61 @@ fn a_thousand_lives_leave_nothing() {
         (0, 2, 0)
     );
 }
+
+/// Dead and reborn before anybody looked: another domain all the same, by whatever means it is first heard of.
+#[test]
+fn reborn_between_two_looks() {
+    for way in ["virq", "introduce", "permission", "unknown"] {
+        let mut s = Store::new();
+        s.world.identities.insert(1, 11);
+        let old = s.guest(1);
+        s.write(old, 0, "theirs", "x").unwrap();
+        s.put("/kept", "v", "n0 r1");
+        s.watch(old, "theirs", "t").unwrap();
+        s.watch(D0, "@releaseDomain", "r").unwrap();
+        s.watch(D0, "@introduceDomain", "i").unwrap();
+        s.events(D0);
+        s.world.identities.insert(1, 12);
+        let expected: &[&str] = match way {
+            "virq" => {
+                s.core.domains_changed(&mut s.world);
+                &["@releaseDomain r"]
+            }
+            "introduce" => {
+                s.ok(D0, 0, Request::Introduce(DomId(1), 7, Port(9)));
+                &["@releaseDomain r", "@introduceDomain i"]
+            }
+            "permission" => {
+                s.write(D0, 0, "/new", "").unwrap();
+                s.set_perms(D0, 0, "/new", "n1").unwrap();
+                &["@releaseDomain r"]
+            }
+            _ => {
+                // A world that cannot tell: it is taken for the same.
+                s.world.identities.insert(1, 0);
+                s.core.domains_changed(&mut s.world);
+                s.ok(D0, 0, Request::Introduce(DomId(1), 7, Port(9)));
+                &[]
+            }
+        };
+        assert_eq!(s.events(D0), expected, "{way}");
+        if way == "unknown" {
+            assert_eq!(s.read(old, 0, "theirs").as_deref(), Ok("x"));
+            continue;
+        }
+        assert_eq!(s.read(D0, 0, "/local/domain/1/theirs"), Err(Errno::ENOENT));
+        assert_eq!(s.core.watches.on("/local/domain/1/theirs").count(), 0);
+        let conns = s.world.connected.clone();
+        assert!(!conns.contains_key(&old.0), "{way}: the old ring is let go");
+        let new = match way {
+            "introduce" => ConnId(*conns.keys().next().unwrap()),
+            _ => s.guest(1),
+        };
+        assert_eq!(s.read(new, 0, "/kept"), Err(Errno::EACCES), "{way}");
+        if way == "permission" {
+            assert_eq!(s.perms(D0, "/new").as_deref(), Ok("n1"));
+            assert_eq!(s.read(new, 0, "/new").as_deref(), Ok(""));
+        }
+        s.check();
+    }
+}

@@ -27,6 +27,8 @@ pub const D0B: ConnId = ConnId(2);
 #[derive(Clone, Default)]
 pub struct World {
     pub domains: BTreeMap<u16, DomainState>,
+    /// Those that are told apart.
+    pub identities: BTreeMap<u16, u64>,
     pub sent: Vec<(ConnId, Sent)>,
     pub refuse_connect: bool,
     pub connected: BTreeMap<u64, (u16, u32)>,
@@ -41,13 +43,18 @@ pub enum Sent {
 }
 
 impl Host for World {
-    fn domain_exists(&mut self, dom: DomId) -> bool {
-        self.domains.contains_key(&dom.0)
+    fn domain_identity(&mut self, dom: DomId) -> Option<Identity> {
+        let identity = self.identities.get(&dom.0).copied().unwrap_or(0);
+        self.domains.get(&dom.0).map(|_| Identity(identity))
     }
 
-    fn domain_states(&mut self) -> Option<Vec<(DomId, DomainState)>> {
-        let states = self.domains.iter();
-        Some(states.map(|(dom, state)| (DomId(*dom), *state)).collect())
+    fn domain_states(&mut self) -> Option<Vec<DomainReport>> {
+        let report = |(dom, state): (&u16, &DomainState)| DomainReport {
+            dom: DomId(*dom),
+            identity: Identity(self.identities.get(dom).copied().unwrap_or(0)),
+            state: *state,
+        };
+        Some(self.domains.iter().map(report).collect())
     }
 
     fn connect(&mut self, dom: DomId, _: u64, port: Port) -> Result<ConnId, Errno> {
