@@ -24,7 +24,7 @@ use super::transaction::{Transaction, Update};
 use super::tree::Tree;
 use super::turns::{Turns, Waiting};
 use super::watch::{Watch, Watches};
-use super::{Client, ConnId, ConnMap, Core};
+use super::{Client, ConnId, ConnMap, Core, Identity};
 use diff::Delta;
 
 /// A store as values.
@@ -59,6 +59,8 @@ pub struct State {
 pub struct DomainState {
     /// Which it is.
     pub who: DomLife,
+    /// What the world tells it by.
+    pub identity: Identity,
     /// Its connection.
     pub conn: Option<ConnId>,
     /// Whether it is introduced.
@@ -275,6 +277,7 @@ fn domain_state((dom, domain): (&DomId, &Domain)) -> DomainState {
             dom: *dom,
             life: domain.life,
         },
+        identity: domain.identity,
         conn: domain.conn,
         introduced: domain.introduced,
         shutdown: domain.shutdown,
@@ -293,6 +296,7 @@ fn domain_of(state: DomainState, all: &Limits) -> Domain {
         .collect();
     let mut domain = Domain {
         life: state.who.life,
+        identity: state.identity,
         conn: state.conn,
         introduced: state.introduced,
         shutdown: state.shutdown,

@@ -20,6 +20,8 @@ enum Step {
     Shutdown(u16),
     Die(u16),
     Born(u16),
+    /// Its number is another domain's from now on, which nobody has told.
+    Replace(u16, u64),
     Detach,
     Pass(u64),
 }
@@ -91,6 +93,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => dom().prop_map(Step::Shutdown),
         1 => dom().prop_map(Step::Die),
         1 => dom().prop_map(Step::Born),
+        1 => (dom(), 1u64..4).prop_map(|(dom, identity)| Step::Replace(dom, identity)),
         1 => Just(Step::Detach),
         2 => (0u64..4).prop_map(Step::Pass),
     ]
@@ -155,6 +158,9 @@ fn run(s: &mut Store, conns: &[ConnId], step: &Step) -> Vec<(ConnId, Sent)> {
         Step::Born(dom) => {
             s.world.domains.insert(*dom, DomainState::Running);
             ask(s, Request::Introduce(DomId(*dom), 7, Port(5)));
+        }
+        Step::Replace(dom, identity) => {
+            s.world.identities.insert(*dom, *identity);
         }
         Step::Detach => s.core.detach(D0),
         Step::Pass(ms) => {
