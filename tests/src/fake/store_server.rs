@@ -29,7 +29,7 @@ pub struct StoreServer(Rc<RefCell<Daemon<FakeWorld>>>);
 struct Domains(World);
 
 impl DomainList for Domains {
-    fn list(&mut self) -> Result<Vec<(DomId, DomainState)>> {
+    fn list(&mut self) -> Result<Vec<DomainReport>> {
         let state = |dom| match self.0.shutdown_reason(dom) {
             Some(_) => DomainState::Shutdown,
             None => DomainState::Running,
@@ -38,7 +38,11 @@ impl DomainList for Domains {
             .0
             .domains()
             .into_iter()
-            .map(|dom| (dom, state(dom)))
+            .map(|dom| DomainReport {
+                dom,
+                identity: Identity::UNKNOWN,
+                state: state(dom),
+            })
             .collect())
     }
 }

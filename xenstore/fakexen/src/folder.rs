@@ -101,13 +101,20 @@ impl Folder {
             0 => fresh_identity(),
             known => known,
         };
-        fs::write(self.state_file(dom), format!("{name} {identity}"))
+        self.write_state(dom, &format!("{name} {identity}"))
     }
 
     /// Lets another domain of the same number take a domain's place, as if it had died in between.
     pub fn replace(&self, dom: DomId, state: State) -> io::Result<()> {
         let (_, name) = State::NAMES[state as usize];
-        fs::write(self.state_file(dom), format!("{name} {}", fresh_identity()))
+        self.write_state(dom, &format!("{name} {}", fresh_identity()))
+    }
+
+    /// As a whole: a daemon that looks meanwhile finds the old state or the new.
+    fn write_state(&self, dom: DomId, text: &str) -> io::Result<()> {
+        let new = self.0.join(format!("new.{dom}"));
+        fs::write(&new, text)?;
+        fs::rename(new, self.state_file(dom))
     }
 
     /// A number that no other domain has; 0 if the domain was made without one, or there is none.
