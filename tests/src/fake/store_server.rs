@@ -10,7 +10,7 @@ use xen_fake::{Events, Foreign, World};
 use xen_hal::{Result, StoreError, StoreLink, TxId, WatchEvent};
 use xen_sys::{DomId, Errno, Port};
 use xenstored::core::limits::Limits;
-use xenstored::core::{ConnId, DomainState};
+use xenstored::core::{ConnId, DomainReport, DomainState, Identity};
 use xenstored::daemon::Daemon;
 use xenstored::daemon::world::{DomainList, HalWorld};
 use xs_wire::call::{self, Exchange};
