@@ -98,6 +98,16 @@ impl Acl {
         self.0.len()
     }
 
+    /// The list.
+    pub fn list(&self) -> &[Entry] {
+        &self.0
+    }
+
+    /// Where the list lies, which is the same for all that share it.
+    pub fn address(&self) -> usize {
+        Rc::as_ptr(&self.0).addr()
+    }
+
     /// Whether this is the same list in memory, which says that it is equal.
     pub fn same(&self, other: &Acl) -> bool {
         Rc::ptr_eq(&self.0, &other.0)

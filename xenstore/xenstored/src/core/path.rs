@@ -123,6 +123,17 @@ pub fn first_below<'p>(found: &str, path: &'p str) -> &'p str {
     &path[..start + rest.find('/').unwrap_or(rest.len())]
 }
 
+/// Whether this is the absolute path of a node.
+pub fn is_path(text: &str) -> bool {
+    text == "/"
+        || text.len() <= ABS_PATH_MAX && text.starts_with('/') && has_good_names(text.as_bytes())
+}
+
+/// Whether this is a name that a node may have.
+pub fn is_name(text: &str) -> bool {
+    !text.is_empty() && !text.contains('/') && text.bytes().all(is_name_byte_or_slash)
+}
+
 /// Whether an absolute path, other than `/`, has only names that may be.
 fn has_good_names(path: &[u8]) -> bool {
     let mut before = 0;

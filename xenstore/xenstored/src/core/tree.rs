@@ -1,10 +1,14 @@
 //! The tree of nodes: immutable to whoever holds a copy, changed by copying what lies on the way to the change.
 //! Taking a copy of the whole costs one reference count.
 
+mod build;
+
 use std::rc::Rc;
 
 use super::acl::Acl;
 use super::path;
+
+pub use build::Builder;
 
 /// A whole tree. Cloning it is O(1); a change to one clone does not show in the others.
 #[derive(Clone, Debug)]

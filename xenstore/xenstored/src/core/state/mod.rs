@@ -6,6 +6,7 @@
 //!
 //! Invariant: `Core::import(core.export())` answers every request as `core` does.
 
+pub mod codec;
 pub mod diff;
 
 use std::collections::HashMap;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use xs_wire::Request;
 
+use super::super::state::State;
 use super::*;
 
 const CLIENTS: usize = 4;
@@ -185,7 +186,10 @@ proptest! {
             run(&mut s, &conns, step);
         }
         let state = s.core.export();
-        let mut new = Store { core: Core::import(state.clone()), world: s.world.clone() };
+        let bytes = state.encode();
+        let read = State::decode(&bytes).unwrap();
+        prop_assert_eq!(&read, &state);
+        let mut new = Store { core: Core::import(read), world: s.world.clone() };
         prop_assert_eq!(new.core.export(), state.clone());
         for step in &after {
             let answers = run(&mut s, &conns, step);
@@ -196,6 +200,34 @@ proptest! {
         // Nor did the state change with the store that it was taken from.
         let third = Core::import(state.clone());
         prop_assert_eq!(third.export(), state);
+    }
+}
+
+proptest! {
+    /// Whatever the bytes, there is a state that can be gone on from, or an error.
+    #[test]
+    fn broken_bytes_are_an_error(
+        steps in proptest::collection::vec(step(), 0..40),
+        changes in proptest::collection::vec((any::<u16>(), any::<u8>()), 1..6),
+        cut in any::<u16>(),
+    ) {
+        let (mut s, conns) = store();
+        for step in &steps {
+            run(&mut s, &conns, step);
+        }
+        let bytes = s.core.export().encode();
+        prop_assert!(State::decode(&bytes[..usize::from(cut) % bytes.len()]).is_err());
+        let mut changed = bytes.clone();
+        for (at, byte) in changes {
+            let at = usize::from(at) % changed.len();
+            changed[at] = byte;
+        }
+        if let Ok(state) = State::decode(&changed) {
+            s.core = Core::import(state);
+            for step in &steps {
+                run(&mut s, &conns, step);
+            }
+        }
     }
 }
 
