@@ -17,6 +17,7 @@ use xs_wire::{Client, Header, Op, Permission, Request};
 
 /// Offsets in the ring's page (io/xs_wire.h).
 const FEATURES: usize = 2064;
+const CONNECTION: usize = 2068;
 const ERROR: usize = 2072;
 
 struct Domains(World);
@@ -200,7 +201,10 @@ fn a_guest_s_requests_are_larger_than_its_ring() {
     let mut host = Host::new();
     let mut dom0 = host.socket();
     let mut guest = host.guest(&mut dom0);
-    assert_eq!(guest.ring.memory().load_u32(FEATURES, Ordering::Relaxed), 6);
+    assert_eq!(
+        guest.ring.memory().load_u32(FEATURES, Ordering::Relaxed),
+        15
+    );
     let value = vec![b'v'; 1900];
     guest.ask(&mut host, Request::Write(b"x", &value)).unwrap();
     assert_eq!(guest.ask(&mut host, Request::Read(b"x")).unwrap(), value);
@@ -348,6 +352,108 @@ fn unread_replies_are_bounded() {
     assert_eq!(guest.ring.writable(), Ok(0), "its requests lie in its ring");
     let before = dom0.ask(&mut host, Request::Write(b"/y", b""));
     assert!(before.is_ok());
+}
+
+impl Guest {
+    /// Asks for a fresh start and waits until it is granted (docs/misc/xenstore-ring.txt).
+    fn reconnect(&mut self, host: &mut Host) {
+        let memory = self.ring.memory();
+        memory.store_u32(CONNECTION, 1, Ordering::Release);
+        self.notify();
+        host.settle();
+        let memory = self.ring.memory();
+        assert_eq!(memory.load_u32(CONNECTION, Ordering::Acquire), 0);
+        assert_eq!(self.error(), 0);
+        assert_eq!(
+            (self.ring.readable(), self.ring.writable()),
+            (Ok(0), Ok(1024))
+        );
+        self.client = Client::new();
+    }
+}
+
+fn report(host: &mut Host, dom0: &mut Socket) -> String {
+    let report = dom0.ask(host, Request::Control(vec![b"memreport"]));
+    String::from_utf8(report.unwrap()).unwrap()
+}
+
+/// A guest begins afresh over and over, each time with watches, transactions, half a request and whatever its page holds:
+/// nothing of it stays (XSA-330, XSA-512), and it goes on.
+#[test]
+fn reconnecting() {
+    let mut host = Host::new();
+    let mut dom0 = host.socket();
+    let mut guest = host.guest(&mut dom0);
+    guest.ask(&mut host, Request::Write(b"x", b"1")).unwrap();
+    let before = report(&mut host, &mut dom0);
+    for round in 0..200u32 {
+        for n in 0..5 {
+            let path = format!("w{n}");
+            let watch = Request::Watch(path.as_bytes(), b"t", None);
+            guest.ask(&mut host, watch).unwrap();
+            guest.ask(&mut host, Request::TransactionStart).unwrap();
+        }
+        assert_ne!(report(&mut host, &mut dom0), before);
+        match round % 4 {
+            0 => drop(guest.ring.write(b"half a header")),
+            1 => guest
+                .ring
+                .memory()
+                .store_u32(STORE.from_guest.prod, 77_777, Ordering::Release),
+            2 => {
+                // Cut off first: even then.
+                guest.ring.write(&[0xff; 16]).unwrap();
+                guest.notify();
+                host.settle();
+                assert_eq!(guest.error(), 3);
+            }
+            _ => {}
+        }
+        guest.reconnect(&mut host);
+        assert_eq!(report(&mut host, &mut dom0), before);
+        assert_eq!(guest.ask(&mut host, Request::Read(b"x")).unwrap(), b"1");
+        assert_eq!(guest.events(&mut host), 0);
+    }
+    // No watch of before is told, no transaction of before is known.
+    dom0.ask(&mut host, Request::Write(b"/local/domain/1/w1", b""))
+        .unwrap();
+    assert_eq!(guest.events(&mut host), 0);
+}
+
+/// Reconnection is for those it was offered.
+#[test]
+fn reconnecting_without_the_feature() {
+    let mut host = Host::new();
+    let mut dom0 = host.socket();
+    let first = host.guest(&mut dom0);
+    drop(first);
+    let domain = host.world.create_domain();
+    let (dom, port) = (domain.id(), domain.store_port());
+    dom0.ask(&mut host, Request::SetFeature(dom, 4)).unwrap();
+    let events = domain.events();
+    events.adopt(port).unwrap();
+    let mut guest = Guest {
+        ring: ByteRing::guest(domain.store_page(), STORE),
+        events,
+        client: Client::new(),
+        domain,
+    };
+    dom0.ask(&mut host, Request::Introduce(dom, 0, port))
+        .unwrap();
+    let load = |guest: &Guest, at| guest.ring.memory().load_u32(at, Ordering::Acquire);
+    assert_eq!(load(&guest, FEATURES), 4);
+    let memory = guest.ring.memory();
+    memory.store_u32(CONNECTION, 1, Ordering::Release);
+    guest.ask(&mut host, Request::TransactionStart).unwrap();
+    assert_eq!(load(&guest, CONNECTION), 1);
+    guest.ring.write(&[0xff; 16]).unwrap();
+    guest.notify();
+    host.settle();
+    assert_eq!(guest.error(), 0, "nor the error field");
+    guest.ring.write(&[0; 16]).unwrap();
+    guest.notify();
+    host.settle();
+    assert_eq!(guest.ring.writable(), Ok(1024 - 16), "but it is not served");
 }
 
 #[test]

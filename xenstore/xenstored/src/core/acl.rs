@@ -21,6 +21,11 @@ impl DomLife {
         dom: DomId::DOM0,
         life: 0,
     };
+    /// Every domain, in an entry other than the owner's (`DOMID_ANY`, xen.h).
+    pub const ANY: DomLife = DomLife {
+        dom: DomId(0x7ff5),
+        life: 0,
+    };
 }
 
 /// A node's permission list, never empty; the first entry is the owner and everyone else's right. Shared by
@@ -70,7 +75,7 @@ impl Actor {
     }
 
     fn is(&self, who: DomLife) -> bool {
-        self.who == who || self.target == Some(who)
+        self.who == who || self.target == Some(who) || who == DomLife::ANY
     }
 }
 
@@ -83,9 +88,10 @@ impl Acl {
         }]))
     }
 
-    /// The list, unless it is empty.
+    /// The list, unless it is empty or everybody's.
     pub fn new(entries: Vec<Entry>) -> Option<Acl> {
-        (!entries.is_empty()).then(|| Acl(Rc::new(entries)))
+        let owner = entries.first()?.who;
+        (owner != DomLife::ANY).then(|| Acl(Rc::new(entries)))
     }
 
     /// The owner.
@@ -180,6 +186,21 @@ mod tests {
     fn rights() {
         use Access::*;
         use Right::{Own, Read as R, Write as W};
+        let every = Acl::new(vec![
+            Entry {
+                who: guest(1),
+                access: None,
+            },
+            Entry {
+                who: DomLife::ANY,
+                access: Read,
+            },
+            Entry {
+                who: guest(2),
+                access: Both,
+            },
+        ])
+        .unwrap();
         let none = acl(&[(1, None), (2, Read), (3, Write), (4, Both), (2, Both)]);
         let open = acl(&[(1, Both), (2, None)]);
         for (list, dom, right, allowed) in [
@@ -197,6 +218,10 @@ mod tests {
             (&open, 5, W, true),
             (&open, 5, Own, false),
             (&open, 2, R, false),
+            (&every, 7, R, true),
+            (&every, 7, W, false),
+            (&every, 2, W, false), // DOMID_ANY stands before it
+            (&every, 1, W, true),
         ] {
             assert_eq!(
                 list.allows(&actor(dom), right),
@@ -204,6 +229,11 @@ mod tests {
                 "{list:?} {dom} {right:?}"
             );
         }
+        let everybody_s = vec![Entry {
+            who: DomLife::ANY,
+            access: None,
+        }];
+        assert_eq!(Acl::new(everybody_s), Option::None);
         assert!(none.allows(&Actor::DOM0, Own));
         let stub = Actor {
             target: Some(guest(1)),

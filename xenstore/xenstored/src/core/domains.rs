@@ -92,20 +92,16 @@ impl Core {
         let connected = self.domains.get(&dom).and_then(|domain| domain.conn);
         if let Some(conn) = connected {
             host.rebind(conn, dom, port)?;
-            self.reset(conn);
-            self.turns.reset(conn, true);
+            self.restart(conn);
             return Ok(());
         }
-        let conn = host.connect(dom, frame, port)?;
         let actor = Actor { who, target: None };
+        let conn = host.connect(dom, frame, port, self.features(&actor))?;
         self.conns.insert(conn, Client::new(actor));
         if let Some(domain) = self.domains.get_mut(&dom) {
             domain.conn = Some(conn);
             domain.introduced = true;
             domain.shutdown = false;
-            if domain.features != FEATURES {
-                host.set_features(conn, domain.features);
-            }
         }
         Ok(())
     }
@@ -217,8 +213,7 @@ impl Core {
             return;
         };
         if let Some(conn) = domain.conn {
-            self.reset(conn);
-            self.turns.reset(conn, true);
+            self.restart(conn);
             self.conns.remove(&conn);
             host.disconnect(conn);
         }

@@ -129,14 +129,19 @@ pub trait Host {
     fn domain_identity(&mut self, dom: DomId) -> Option<Identity>;
     /// Every domain that exists; `None` if that cannot be found out now.
     fn domain_states(&mut self) -> Option<Vec<DomainReport>>;
-    /// Maps a domain's ring and binds its port; the connection that requests will come from.
-    fn connect(&mut self, dom: DomId, frame: u64, port: Port) -> Result<ConnId, Errno>;
+    /// Maps a domain's ring, which is to have these features, and binds its port; the connection that requests will
+    /// come from.
+    fn connect(
+        &mut self,
+        dom: DomId,
+        frame: u64,
+        port: Port,
+        features: u32,
+    ) -> Result<ConnId, Errno>;
     /// Binds a connected domain's port anew.
     fn rebind(&mut self, conn: ConnId, dom: DomId, port: Port) -> Result<(), Errno>;
     /// Gives up a domain's connection; no request may come from it any more.
     fn disconnect(&mut self, conn: ConnId);
-    /// Shows a connected domain what features its ring has.
-    fn set_features(&mut self, conn: ConnId, features: u32);
     /// Queues the reply to a request.
     fn reply(&mut self, conn: ConnId, op: Op, request: &Header, body: &[u8]);
     /// Queues an event.
@@ -212,6 +217,12 @@ impl Core {
                 domain.conn = None;
             }
         }
+    }
+
+    /// A connection begins afresh: its watches and transactions go, and the requests that wait for a turn.
+    pub fn restart(&mut self, conn: ConnId) {
+        self.reset(conn);
+        self.turns.reset(conn, true);
     }
 
     /// Whether transactions wait for the end of another: the time is to be told to
@@ -357,6 +368,7 @@ impl Core {
 
     fn is_alive(&self, who: DomLife) -> bool {
         who == DomLife::DOM0
+            || who == DomLife::ANY
             || self
                 .domains
                 .get(&who.dom)

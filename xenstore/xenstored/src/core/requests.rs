@@ -7,10 +7,10 @@ use xs_wire::{
     ABS_PATH_MAX, Header, Op, PAYLOAD_MAX, Permission, Request, TxId, encode_permissions,
 };
 
-use super::acl::{Acl, Actor, Entry};
+use super::acl::{Acl, Actor, DomLife, Entry};
 use super::ops::Change;
 use super::path::{self, Checked};
-use super::settings::limits_of;
+use super::settings::{self, limits_of};
 use super::transaction::{Conflict, READ_ACL, READ_NAMES, READ_VALUE, Transaction, Update};
 use super::tree::Node;
 use super::turns::Waiting;
@@ -104,7 +104,7 @@ impl Core {
             }
             Request::GetPerms(raw) => self.get_permissions(conn, actor, tx, raw),
             Request::SetPerms(raw, list) => {
-                let acl = self.acl(host, list)?;
+                let acl = self.acl(host, &actor, list)?;
                 if let Checked::Special(name) = path::check(actor.who.dom, raw)? {
                     if !actor.is_privileged() {
                         return Err(Errno::EACCES);
@@ -144,7 +144,6 @@ impl Core {
             | Request::Resume(_)
             | Request::SetTarget(..)
             | Request::IsDomainIntroduced(_)
-            | Request::GetFeature(_)
             | Request::SetFeature(..)
             | Request::GetQuota(..)
             | Request::SetQuota(..)
@@ -171,7 +170,7 @@ impl Core {
                 done(Vec::new())
             }
             Request::GetFeature(dom) => {
-                let features = self.get_feature(dom)?;
+                let features = self.get_feature(host, &actor, dom)?;
                 Ok(Some(Outcome::Payload(format!("{features}\0").into_bytes())))
             }
             Request::SetFeature(dom, features) => {
@@ -280,12 +279,23 @@ impl Core {
         Ok(Some(Outcome::Payload(body)))
     }
 
-    /// The list as kept inside. ENOENT if it names a domain that does not exist.
-    fn acl(&mut self, host: &mut dyn Host, list: Vec<Permission>) -> Result<Acl, Errno> {
+    /// The list as kept inside. ENOENT if it names a domain that does not exist, EINVAL if it is empty or owned by
+    /// everybody. Who lacks the feature `DOMID_ANY` cannot give rights to all: such entries are left out.
+    fn acl(
+        &mut self,
+        host: &mut dyn Host,
+        actor: &Actor,
+        list: Vec<Permission>,
+    ) -> Result<Acl, Errno> {
+        let knows_any = self.features(actor) & settings::DOMID_ANY != 0;
         let entries: Option<Vec<Entry>> = list
             .into_iter()
+            .filter(|entry| entry.dom != DomLife::ANY.dom || knows_any)
             .map(|Permission { dom, access }| {
-                let who = self.life(host, dom)?;
+                let who = match dom == DomLife::ANY.dom {
+                    true => DomLife::ANY,
+                    false => self.life(host, dom)?,
+                };
                 Some(Entry { who, access })
             })
             .collect();
@@ -388,6 +398,9 @@ impl Core {
         token: &[u8],
         depth: Option<u32>,
     ) -> Result<Outcome, Errno> {
+        if depth.is_some() && self.features(&actor) & settings::WATCH_DEPTH == 0 {
+            return Err(Errno::EINVAL);
+        }
         let (path, prefix) = watch_path(actor, raw)?;
         if token.len() > TOKEN_MAX {
             return Err(Errno::EINVAL);

@@ -9,8 +9,16 @@ use super::domains::Domain;
 use super::limits::{Limits, QUOTAS};
 use super::{Core, Host};
 
-/// The ring features that this daemon offers: the error field (2) and watches with a depth (4).
-pub const FEATURES: u32 = 2 | 4;
+/// A ring feature (io/xs_wire.h): the guest may have its connection begin afresh (docs/misc/xenstore-ring.txt).
+pub const RECONNECTION: u32 = 1;
+/// A ring feature: the error field says why a connection was ended.
+pub const ERROR: u32 = 2;
+/// A ring feature: watches with a depth.
+pub const WATCH_DEPTH: u32 = 4;
+/// A ring feature: permissions may name every domain (`DOMID_ANY`).
+pub const DOMID_ANY: u32 = 8;
+/// The ring features that this daemon offers.
+pub const FEATURES: u32 = RECONNECTION | ERROR | WATCH_DEPTH | DOMID_ANY;
 
 /// What holds for one actor: its domain's own quotas, else everybody's.
 pub(super) fn limits_of<'a>(
@@ -28,18 +36,33 @@ pub(super) fn limits_of<'a>(
 }
 
 impl Core {
-    /// GET_FEATURE: a domain's features, or all that there are.
-    pub(super) fn get_feature(&self, dom: Option<DomId>) -> Result<u32, Errno> {
-        match dom {
-            None => Ok(FEATURES),
-            Some(dom) => match self.domains.get(&dom) {
-                Some(domain) if domain.introduced => Ok(domain.features),
-                _ => Err(Errno::ENOENT),
-            },
+    /// The ring features that an actor has.
+    pub(super) fn features(&self, actor: &Actor) -> u32 {
+        match self.domains.get(&actor.who.dom) {
+            Some(domain) if !actor.is_privileged() => domain.features,
+            _ => FEATURES,
         }
     }
 
-    /// SET_FEATURE, also for a domain that is yet to be introduced. EINVAL for a feature that there is not.
+    /// GET_FEATURE: a domain's features, or those of the caller.
+    pub(super) fn get_feature(
+        &mut self,
+        host: &mut dyn Host,
+        actor: &Actor,
+        dom: Option<DomId>,
+    ) -> Result<u32, Errno> {
+        match dom {
+            None => Ok(self.features(actor)),
+            Some(_) if !actor.is_privileged() => Err(Errno::EACCES),
+            Some(dom) => {
+                let who = self.life(host, dom).ok_or(Errno::ENOENT)?;
+                Ok(self.features(&Actor { who, target: None }))
+            }
+        }
+    }
+
+    /// SET_FEATURE for a domain that is yet to be introduced, EBUSY afterwards: it may rely on what it was shown. EINVAL for a
+    /// feature that there is not.
     pub(super) fn set_feature(
         &mut self,
         host: &mut dyn Host,
@@ -51,10 +74,10 @@ impl Core {
         }
         self.life(host, dom).ok_or(Errno::ENOENT)?;
         let domain = self.domains.get_mut(&dom).ok_or(Errno::ENOENT)?;
-        domain.features = features;
-        if let Some(conn) = domain.conn {
-            host.set_features(conn, features);
+        if domain.introduced {
+            return Err(Errno::EBUSY);
         }
+        domain.features = features;
         Ok(())
     }
 

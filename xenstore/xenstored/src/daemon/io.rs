@@ -8,7 +8,7 @@ use xen_sys::{DomId, Errno, Port};
 use xs_wire::{Header, Op};
 
 use super::output::Output;
-use super::ring::{Ring, RingFault};
+use super::ring::Ring;
 use super::world::StoreWorld;
 use crate::core::{ConnId, ConnMap, DomainReport, Event, Host, Identity};
 
@@ -43,8 +43,22 @@ pub struct Conn {
     pub ending: bool,
     /// Whether its socket is watched for room.
     pub tells_room: bool,
+    /// Whether its peer broke a rule: nothing is taken from it or sent to it until it begins afresh.
+    pub failed: bool,
+    /// How often it did.
+    pub faults: u32,
     /// Whether it stands in the list of connections to serve, or is being served.
     queued: bool,
+}
+
+impl Conn {
+    /// What has come and what waits to be sent is forgotten; a new start, for a failed connection as well.
+    pub fn begin(&mut self) {
+        self.input = Vec::new();
+        self.output = Output::default();
+        (self.readable, self.writable) = (true, true);
+        self.failed = false;
+    }
 }
 
 /// All connections.
@@ -95,6 +109,8 @@ impl<W: StoreWorld> Io<W> {
             ended: false,
             ending: false,
             tells_room: false,
+            failed: false,
+            faults: 0,
             queued: false,
         };
         self.conns.insert(id, conn);
@@ -102,10 +118,10 @@ impl<W: StoreWorld> Io<W> {
     }
 
     /// Maps a ring and binds its port.
-    pub fn add_ring(&mut self, dom: DomId, remote: Port) -> Result<ConnId, Error> {
+    pub fn add_ring(&mut self, dom: DomId, remote: Port, features: u32) -> Result<ConnId, Error> {
         let memory = self.world.map_ring(dom)?;
         let port = self.world.bind(dom, remote)?;
-        let id = self.add(Transport::Ring(Ring::new(memory, dom, port)));
+        let id = self.add(Transport::Ring(Ring::new(memory, dom, port, features)));
         // Requests may lie there already, and the peer may wait for a sign of us.
         self.wake(id);
         self.world.notify(port);
@@ -173,8 +189,14 @@ impl<W: StoreWorld> Host for Io<W> {
         }
     }
 
-    fn connect(&mut self, dom: DomId, _frame: u64, port: Port) -> Result<ConnId, Errno> {
-        self.add_ring(dom, port).map_err(|error| {
+    fn connect(
+        &mut self,
+        dom: DomId,
+        _frame: u64,
+        port: Port,
+        features: u32,
+    ) -> Result<ConnId, Errno> {
+        self.add_ring(dom, port, features).map_err(|error| {
             self.log(&format!("cannot introduce domain {dom}: {error}"));
             Errno::EINVAL
         })
@@ -189,8 +211,8 @@ impl<W: StoreWorld> Host for Io<W> {
         self.world.unbind(ring.port);
         let bound = self.world.bind(dom, remote);
         let port = bound.map_err(|_| Errno::EINVAL)?;
-        ring.port = port;
-        conn.input.clear();
+        ring.rebind(port);
+        conn.begin();
         self.by_port.insert(port, id);
         self.wake(id);
         self.world.notify(port);
@@ -199,14 +221,6 @@ impl<W: StoreWorld> Host for Io<W> {
 
     fn disconnect(&mut self, id: ConnId) {
         self.remove(id);
-    }
-
-    fn set_features(&mut self, id: ConnId, features: u32) {
-        if let Some(conn) = self.conns.get_mut(&id)
-            && let Transport::Ring(ring) = &mut conn.transport
-        {
-            ring.set_features(features);
-        }
     }
 
     fn reply(&mut self, id: ConnId, op: Op, request: &Header, body: &[u8]) {
@@ -224,6 +238,9 @@ impl<W: StoreWorld> Host for Io<W> {
             Transport::Ring(ring) if ring.dom != DomId::DOM0 => self.max_waiting_guest,
             _ => MAX_WAITING_DOM0,
         };
+        if conn.failed {
+            return;
+        }
         if conn.output.waiting_size() >= most {
             if !self.doomed.contains(&id) {
                 self.doomed.push(id);
@@ -247,11 +264,4 @@ pub fn log(line: &str) {
         .map(|c| if c.is_control() { ' ' } else { c })
         .collect();
     eprintln!("xenstored: {line}");
-}
-
-/// Tells a ring's owner why it is cut off.
-pub fn fail(conn: &mut Conn, fault: RingFault) {
-    if let Transport::Ring(ring) = &mut conn.transport {
-        ring.fail(fault);
-    }
 }

@@ -21,8 +21,9 @@ use xs_wire::Frame;
 pub use io::{Transport, log};
 
 use crate::core::limits::Limits;
-use crate::core::{ConnId, Core, Host};
-use io::{Io, fail};
+use crate::core::settings::FEATURES;
+use crate::core::{ConnId, Core};
+use io::Io;
 use ring::{Ring, RingFault};
 use world::{StoreWorld, WorldEvent};
 
@@ -78,7 +79,7 @@ impl<W: StoreWorld> Daemon<W> {
             return Ok(false);
         };
         let port = self.io.world.bind(DomId::DOM0, remote)?;
-        let ring = Ring::new(memory, DomId::DOM0, port);
+        let ring = Ring::new(memory, DomId::DOM0, port, FEATURES);
         let id = self.io.add(Transport::Ring(ring));
         self.core.attach_dom0(id);
         self.io.wake(id);
@@ -236,8 +237,31 @@ impl<W: StoreWorld> Daemon<W> {
     /// The first half of a connection's turn: sends what waits, carries out some requests. Whether any bytes were sent or
     /// taken.
     fn listen(&mut self, id: ConnId) -> Result<bool, End> {
+        if self.is_reconnected(id) {
+            return Ok(true);
+        }
         let moved = self.flush(id)?;
         Ok(self.take_requests(id)? | moved)
+    }
+
+    /// Whether the peer of a ring has asked for a fresh start, which it has then. Nothing is done for a failed one that has
+    /// not: its ring is as if it were empty.
+    fn is_reconnected(&mut self, id: ConnId) -> bool {
+        let Some(conn) = self.io.conns.get_mut(&id) else {
+            return false;
+        };
+        let Transport::Ring(ring) = &mut conn.transport else {
+            return false;
+        };
+        let wanted = ring.wants_reconnect();
+        if wanted {
+            ring.reconnect();
+            conn.begin();
+            self.core.restart(id);
+        } else if conn.failed {
+            (conn.readable, conn.writable) = (false, false);
+        }
+        wanted
     }
 
     /// The second half: sends what has come of it. Whether it has more to do.
@@ -401,10 +425,9 @@ impl<W: StoreWorld> Daemon<W> {
         Ok(moved)
     }
 
-    /// Ends a connection, for whatever reason.
+    /// Ends a connection, for whatever reason. A ring whose peer broke a rule stays, so that the peer may begin afresh.
     fn end(&mut self, id: ConnId, end: End) {
-        self.core.detach(id);
-        let Some(mut conn) = self.io.remove(id) else {
+        let Some(conn) = self.io.conns.get_mut(&id) else {
             return;
         };
         if let End::Fault(fault, why) = end {
@@ -412,10 +435,25 @@ impl<W: StoreWorld> Daemon<W> {
                 Transport::Socket(_) => "a socket client".to_owned(),
                 Transport::Ring(ring) => format!("domain {}", ring.dom),
             };
-            self.io
-                .log(&format!("{who} {why}: its connection is ended"));
-            fail(&mut conn, fault);
+            conn.faults = conn.faults.saturating_add(1);
+            // A guest that does it over and over does not fill the log.
+            if conn.faults.is_power_of_two() {
+                let line = format!("{who} {why}: its connection is ended");
+                log(&line);
+            }
+            if let Transport::Ring(ring) = &mut conn.transport {
+                ring.fail(fault);
+                let port = ring.port;
+                conn.begin();
+                conn.failed = true;
+                self.io.world.notify(port);
+                self.io.served(id, false);
+                self.core.restart(id);
+                return;
+            }
         }
+        self.core.detach(id);
+        self.io.remove(id);
     }
 }
 

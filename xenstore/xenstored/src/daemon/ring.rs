@@ -16,6 +16,9 @@ const CONNECTION: usize = 2068;
 /// `error`.
 const ERROR: usize = 2072;
 
+/// In `connection`: the peer asks for a fresh start.
+const RECONNECT: u32 = 1;
+
 /// Why a ring is not served any more (`XENSTORE_ERROR_*`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -35,6 +38,7 @@ pub struct Ring {
     pub dom: DomId,
     /// Our port.
     pub port: Port,
+    features: u32,
 }
 
 impl fmt::Debug for Ring {
@@ -44,16 +48,40 @@ impl fmt::Debug for Ring {
 }
 
 impl Ring {
-    /// Takes a ring into use.
-    pub fn new(memory: RingMemory, dom: DomId, port: Port) -> Ring {
-        memory.store_u32(FEATURES, settings::FEATURES, Ordering::Relaxed);
+    /// Takes a ring into use, with these features.
+    pub fn new(memory: RingMemory, dom: DomId, port: Port, features: u32) -> Ring {
+        memory.store_u32(FEATURES, features, Ordering::Relaxed);
         memory.store_u32(ERROR, 0, Ordering::Relaxed);
         memory.store_u32(CONNECTION, 0, Ordering::Release);
         Ring {
             ring: ByteRing::daemon(memory, STORE),
             dom,
             port,
+            features,
         }
+    }
+
+    /// Whether the peer wants to begin afresh.
+    pub fn wants_reconnect(&self) -> bool {
+        let state = self.ring.memory().load_u32(CONNECTION, Ordering::Acquire);
+        self.features & settings::RECONNECTION != 0 && state == RECONNECT
+    }
+
+    /// Empties both streams, whatever their indices say, and tells the peer that it may begin.
+    pub fn reconnect(&mut self) {
+        let memory = self.ring.memory();
+        for side in [STORE.from_guest, STORE.to_guest] {
+            memory.store_u32(side.cons, 0, Ordering::Relaxed);
+            memory.store_u32(side.prod, 0, Ordering::Relaxed);
+        }
+        memory.store_u32(ERROR, 0, Ordering::Relaxed);
+        memory.store_u32(CONNECTION, 0, Ordering::Release);
+    }
+
+    /// Goes on at another port, whatever was wrong before.
+    pub fn rebind(&mut self, port: Port) {
+        self.port = port;
+        self.ring.memory().store_u32(ERROR, 0, Ordering::Release);
     }
 
     /// Appends what the peer has written; returns how many bytes.
@@ -79,15 +107,11 @@ impl Ring {
         Ok(sent)
     }
 
-    /// Shows the peer other features than all.
-    pub fn set_features(&mut self, features: u32) {
-        self.ring
-            .memory()
-            .store_u32(FEATURES, features, Ordering::Release);
-    }
-
     /// Tells the peer why it is not served any more.
     pub fn fail(&mut self, fault: RingFault) {
+        if self.features & settings::ERROR == 0 {
+            return;
+        }
         self.ring
             .memory()
             .store_u32(ERROR, fault as u32, Ordering::Release);

@@ -57,13 +57,14 @@ impl Host for World {
         Some(self.domains.iter().map(report).collect())
     }
 
-    fn connect(&mut self, dom: DomId, _: u64, port: Port) -> Result<ConnId, Errno> {
+    fn connect(&mut self, dom: DomId, _: u64, port: Port, features: u32) -> Result<ConnId, Errno> {
         if self.refuse_connect {
             return Err(Errno::EINVAL);
         }
         self.last += 1;
         let id = 100 + self.last;
         self.connected.insert(id, (dom.0, port.0));
+        self.features.insert(id, features);
         Ok(ConnId(id))
     }
 
@@ -74,10 +75,6 @@ impl Host for World {
 
     fn disconnect(&mut self, conn: ConnId) {
         assert!(self.connected.remove(&conn.0).is_some());
-    }
-
-    fn set_features(&mut self, conn: ConnId, features: u32) {
-        self.features.insert(conn.0, features);
     }
 
     fn reply(&mut self, conn: ConnId, op: Op, _: &Header, body: &[u8]) {

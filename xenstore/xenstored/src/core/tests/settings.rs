@@ -75,23 +75,39 @@ fn features() {
     s.world.domains.insert(2, DomainState::Running);
     let dom = |n| DomId(n);
     for (request, result) in [
-        (Request::GetFeature(None), Ok("6")),
-        (Request::GetFeature(Some(dom(1))), Ok("6")),
-        (Request::GetFeature(Some(dom(2))), Err(Errno::ENOENT)),
-        (Request::SetFeature(dom(1), 2), Ok("OK")),
-        (Request::GetFeature(Some(dom(1))), Ok("2")),
-        (Request::SetFeature(dom(1), 1), Err(Errno::EINVAL)),
+        (Request::GetFeature(None), Ok("15")),
+        (Request::GetFeature(Some(dom(0))), Ok("15")),
+        (Request::GetFeature(Some(dom(1))), Ok("15")),
+        (Request::GetFeature(Some(dom(2))), Ok("15")),
+        (Request::GetFeature(Some(dom(9))), Err(Errno::ENOENT)),
+        (Request::SetFeature(dom(1), 2), Err(Errno::EBUSY)), // introduced
+        (Request::SetFeature(dom(2), 16), Err(Errno::EINVAL)),
         (Request::SetFeature(dom(0), 2), Err(Errno::EINVAL)),
         (Request::SetFeature(dom(9), 2), Err(Errno::ENOENT)),
-        (Request::SetFeature(dom(2), 0), Ok("OK")),
+        (Request::SetFeature(dom(2), 2), Ok("OK")),
+        (Request::GetFeature(Some(dom(2))), Ok("2")),
     ] {
         let shown = format!("{request:?}");
         let got = text(&mut s, request);
         assert_eq!(got.as_deref(), result.as_ref().copied(), "{shown}");
     }
-    assert_eq!(s.world.features[&g.0], 2);
     let later = s.guest(2);
-    assert_eq!(s.world.features[&later.0], 0);
+    assert_eq!([g.0, later.0].map(|conn| s.world.features[&conn]), [15, 2]);
+    // A guest may ask for its own, and has no more than these.
+    let mine = Request::GetFeature(None);
+    assert_eq!(s.ok(later, 0, mine), b"2\0");
+    for (conn, depth, any) in [(g, Ok(()), "n1 r32757"), (later, Err(Errno::EINVAL), "n2")] {
+        let deep = Request::Watch(b"x", b"t", Some(1));
+        assert_eq!(s.ask(conn, 0, deep).map(drop), depth);
+        s.write(conn, 0, "x", "").unwrap();
+        let dom = any.as_bytes()[1] as char;
+        s.set_perms(conn, 0, "x", &format!("n{dom} r32757"))
+            .unwrap();
+        assert_eq!(s.perms(conn, "x").as_deref(), Ok(any));
+    }
+    assert_eq!(s.read(later, 0, "/local/domain/1/x").as_deref(), Ok(""));
+    assert_eq!(s.read(g, 0, "/local/domain/2/x"), Err(Errno::EACCES));
+    assert_eq!(s.set_perms(D0, 0, "/tool", "n32757"), Err(Errno::EINVAL));
 }
 
 #[test]
@@ -99,7 +115,7 @@ fn guests_may_not() {
     let mut s = Store::new();
     let g = s.guest(1);
     for request in [
-        Request::GetFeature(None),
+        Request::GetFeature(Some(DomId(1))),
         Request::SetFeature(DomId(1), 0),
         Request::GetQuota(None, None),
         Request::SetQuota(Some(DomId(1)), b"nodes", 9999),
