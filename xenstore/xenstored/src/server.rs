@@ -1,7 +1,10 @@
 //! Waits for sockets and events with epoll and lets the daemon work; only what is ready costs anything.
 
+mod spin;
+
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, CreateFlags, EventData, EventFlags};
 use rustix::net::SocketFlags;
@@ -11,6 +14,7 @@ use xen_sys::Errno;
 use crate::core::ConnId;
 use crate::daemon::world::StoreWorld;
 use crate::daemon::{Daemon, log};
+use spin::Spin;
 
 /// What an epoll event is about, if it is no connection.
 const LISTENER: u64 = 0;
@@ -35,6 +39,7 @@ pub struct Server<W> {
     full: bool,
     /// How many connections there were when it became full.
     full_at: usize,
+    spin: Spin,
 }
 
 impl<W: StoreWorld> Server<W> {
@@ -59,6 +64,7 @@ impl<W: StoreWorld> Server<W> {
             listener,
             full: false,
             full_at: 0,
+            spin: Spin::default(),
         })
     }
 
@@ -71,20 +77,7 @@ impl<W: StoreWorld> Server<W> {
             if self.full && self.daemon.connections() < self.full_at {
                 self.listen()?;
             }
-            let patience = self.daemon.patience();
-            let timeout = patience.map(|patience| rustix::event::Timespec {
-                tv_sec: patience.as_secs() as i64,
-                tv_nsec: patience.subsec_nanos().into(),
-            });
-            events.clear();
-            match epoll::wait(
-                &self.epoll,
-                rustix::buffer::spare_capacity(&mut events),
-                timeout.as_ref(),
-            ) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(failed(error)),
-            }
+            self.wait(&mut events)?;
             for event in &events {
                 let epoll::Event { flags, data } = *event;
                 match data.u64() {
@@ -105,6 +98,43 @@ impl<W: StoreWorld> Server<W> {
                     }
                 }
             }
+        }
+    }
+
+    /// Waits for descriptors. While clients wait for one's turn to end, it looks for a while before it sleeps.
+    fn wait(&mut self, events: &mut Vec<epoll::Event>) -> Result<(), Error> {
+        let patience = self.daemon.patience();
+        if self.daemon.is_hurried() && self.spin.may_begin() {
+            let start = Instant::now();
+            loop {
+                self.wait_for(Some(Duration::ZERO), events)?;
+                let taken = start.elapsed();
+                if !events.is_empty() || taken >= spin::MOST {
+                    self.spin.ended(!events.is_empty());
+                    break;
+                }
+            }
+            if !events.is_empty() {
+                return Ok(());
+            }
+        }
+        self.wait_for(patience, events)
+    }
+
+    fn wait_for(
+        &self,
+        patience: Option<Duration>,
+        events: &mut Vec<epoll::Event>,
+    ) -> Result<(), Error> {
+        let timeout = patience.map(|patience| rustix::event::Timespec {
+            tv_sec: patience.as_secs() as i64,
+            tv_nsec: patience.subsec_nanos().into(),
+        });
+        events.clear();
+        let room = rustix::buffer::spare_capacity(events);
+        match epoll::wait(&self.epoll, room, timeout.as_ref()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(failed(error)),
         }
     }
 

@@ -151,6 +151,11 @@ impl<W: StoreWorld> Daemon<W> {
         !self.io.ready.is_empty() || self.world_ready
     }
 
+    /// Whether there is nothing to do, but clients wait for what another will soon do.
+    pub fn is_hurried(&self) -> bool {
+        !self.has_work() && self.core.is_waited_for()
+    }
+
     /// How long to wait for descriptors at most; for ever if `None`.
     pub fn patience(&self) -> Option<Duration> {
         if self.has_work() {
