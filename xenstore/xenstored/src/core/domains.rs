@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use xen_sys::{DomId, Errno, Port};
 
-use super::acl::{Actor, DomLife};
+use super::acl::{Acl, Actor, DomLife};
 use super::limits::Limits;
 use super::ops::Ops;
 use super::path::{INTRODUCE_DOMAIN, RELEASE_DOMAIN, home};
@@ -31,6 +31,17 @@ pub(super) struct Domain {
     pub quotas: Quotas,
     /// What it may use, if it has quotas of its own.
     pub limits: Option<Box<Limits>>,
+    /// Who is told of it.
+    pub special_acls: SpecialAcls,
+}
+
+/// Who is told of one domain's introduction and end, where that was set for it alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpecialAcls {
+    /// The permissions of `@introduceDomain/N`.
+    pub introduce: Option<Acl>,
+    /// Those of `@releaseDomain/N`.
+    pub release: Option<Acl>,
 }
 
 impl Core {
@@ -70,6 +81,7 @@ impl Core {
                 features: FEATURES,
                 quotas: Quotas::new(),
                 limits: None,
+                special_acls: SpecialAcls::default(),
             };
             self.domains.insert(dom, domain);
         }
@@ -124,8 +136,9 @@ impl Core {
     }
 
     /// Tells that domains have gone or shut down.
-    pub(super) fn released(&self, host: &mut dyn Host, doms: &[DomId]) {
+    pub(super) fn released(&mut self, host: &mut dyn Host, doms: &[DomId]) {
         self.fire_special(host, RELEASE_DOMAIN, doms);
+        self.departed.clear();
     }
 
     /// Whether a domain was introduced and not yet released.
@@ -225,6 +238,9 @@ impl Core {
             if client.actor.target == Some(who) {
                 client.actor.target = None;
             }
+        }
+        if domain.introduced && domain.special_acls.release.is_some() {
+            self.departed.insert(dom, domain.special_acls);
         }
         self.purge(host, who);
         self.owned.forget(who);

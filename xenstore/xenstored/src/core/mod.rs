@@ -31,10 +31,10 @@ use xen_sys::{DomId, Errno, Port};
 use xs_wire::{Access, Header, Op};
 
 use acl::{Acl, Actor, DomLife};
-use domains::Domain;
+use domains::{Domain, SpecialAcls};
 use limits::Limits;
 use ops::{Change, Ops, Owned};
-use path::{INTRODUCE_DOMAIN, RELEASE_DOMAIN};
+use path::{INTRODUCE_DOMAIN, Special};
 use transaction::Transaction;
 use tree::Tree;
 use turns::{PENALTY, Turns};
@@ -162,6 +162,8 @@ pub struct Core {
     turns: Turns,
     introduce_acl: Acl,
     release_acl: Acl,
+    /// The permissions of domains whose death is not told yet.
+    departed: HashMap<DomId, SpecialAcls>,
     last_life: u32,
     last_transaction: u32,
 }
@@ -197,6 +199,7 @@ impl Core {
             turns: Turns::default(),
             introduce_acl: acl.clone(),
             release_acl: acl,
+            departed: HashMap::new(),
             last_life: 0,
             last_transaction: 0,
         }
@@ -333,37 +336,62 @@ impl Core {
 
     /// Tells of domains: a watch on the special name once, one with a depth or on `NAME/DOMAIN` of each domain.
     fn fire_special(&self, host: &mut dyn Host, name: &str, doms: &[DomId]) {
-        let acl = match name {
-            INTRODUCE_DOMAIN => &self.introduce_acl,
-            _ => &self.release_acl,
-        };
-        let change = |path: String| Change {
+        let change = |path: String, acl: &Acl| Change {
             path: path.into(),
             exact: false,
             readable_by: vec![acl.clone()],
         };
+        let general = self.special_acl(name, None);
         let by_domain = |watch: &&Watch| watch.depth.is_some_and(|depth| depth > 0);
         let on_name = self.watches.on(name);
         let on_name = on_name.filter(|watch| !by_domain(watch));
         let on_root = self.watches.on("/");
         let on_root = on_root.filter(|watch| watch.depth != Some(0));
-        let change_of_all = change(name.to_owned());
+        let change_of_all = change(name.to_owned(), general);
         self.tell(host, &change_of_all, on_name.chain(on_root));
         for dom in doms {
-            let change = change(format!("{name}/{dom}"));
+            let change = change(format!("{name}/{dom}"), self.special_acl(name, Some(*dom)));
             let of_one = self.watches.on(&change.path);
             let of_each = self.watches.on(name).filter(by_domain);
             self.tell(host, &change, of_one.chain(of_each));
         }
     }
 
-    /// A special name's permissions.
-    fn special_acl(&mut self, name: &str) -> Result<&mut Acl, Errno> {
+    /// Who is told of all domains, or of this one; a domain without permissions of its own has those of all.
+    fn special_acl(&self, name: &str, dom: Option<DomId>) -> &Acl {
+        let of_domain = dom.and_then(|dom| match self.domains.get(&dom) {
+            Some(domain) => Some(&domain.special_acls),
+            None => self.departed.get(&dom),
+        });
+        let (own, all) = match name {
+            INTRODUCE_DOMAIN => (of_domain.map(|own| &own.introduce), &self.introduce_acl),
+            _ => (of_domain.map(|own| &own.release), &self.release_acl),
+        };
+        own.and_then(Option::as_ref).unwrap_or(all)
+    }
+
+    /// Sets them. ENOENT if there is no such domain.
+    fn set_special_acl(
+        &mut self,
+        host: &mut dyn Host,
+        special: Special,
+        acl: Acl,
+    ) -> Result<(), Errno> {
+        let Special { name, dom } = special;
+        let Some(dom) = dom else {
+            match name {
+                INTRODUCE_DOMAIN => self.introduce_acl = acl,
+                _ => self.release_acl = acl,
+            }
+            return Ok(());
+        };
+        self.life(host, dom).ok_or(Errno::ENOENT)?;
+        let domain = self.domains.get_mut(&dom).ok_or(Errno::EINVAL)?;
         match name {
-            INTRODUCE_DOMAIN => Ok(&mut self.introduce_acl),
-            RELEASE_DOMAIN => Ok(&mut self.release_acl),
-            _ => Err(Errno::EINVAL),
+            INTRODUCE_DOMAIN => domain.special_acls.introduce = Some(acl),
+            _ => domain.special_acls.release = Some(acl),
         }
+        Ok(())
     }
 
     fn is_alive(&self, who: DomLife) -> bool {

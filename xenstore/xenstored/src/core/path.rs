@@ -27,6 +27,35 @@ pub enum Checked<'a> {
     Special(&'a str),
 }
 
+/// A special name, for all domains or for one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Special {
+    /// [`INTRODUCE_DOMAIN`] or [`RELEASE_DOMAIN`].
+    pub name: &'static str,
+    /// The one.
+    pub dom: Option<DomId>,
+}
+
+impl Special {
+    /// Which of the names that mean something this is; `None` if it is none of them.
+    pub fn parse(text: &str) -> Option<Special> {
+        let (name, rest) = [INTRODUCE_DOMAIN, RELEASE_DOMAIN]
+            .into_iter()
+            .find_map(|name| Some((name, text.strip_prefix(name)?)))?;
+        if rest.is_empty() {
+            return Some(Special { name, dom: None });
+        }
+        let digits = rest.strip_prefix('/')?;
+        let number: u16 = digits.parse().ok()?;
+        // No sign and no leading zeros: events show the number in one way only.
+        let dom = (number.to_string() == digits).then_some(DomId(number))?;
+        Some(Special {
+            name,
+            dom: Some(dom),
+        })
+    }
+}
+
 /// A domain's home directory.
 pub fn home(dom: DomId) -> String {
     format!("/local/domain/{dom}")

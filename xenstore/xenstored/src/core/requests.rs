@@ -9,7 +9,7 @@ use xs_wire::{
 
 use super::acl::{Acl, Actor, DomLife, Entry};
 use super::ops::Change;
-use super::path::{self, Checked};
+use super::path::{self, Checked, Special};
 use super::settings::{self, limits_of};
 use super::transaction::{Conflict, READ_ACL, READ_NAMES, READ_VALUE, Transaction, Update};
 use super::tree::Node;
@@ -109,7 +109,8 @@ impl Core {
                     if !actor.is_privileged() {
                         return Err(Errno::EACCES);
                     }
-                    *self.special_acl(name)? = acl;
+                    let special = Special::parse(name).ok_or(Errno::EINVAL)?;
+                    self.set_special_acl(host, special, acl)?;
                     return done(Vec::new());
                 }
                 self.update(conn, actor, tx, raw, |path| {
@@ -269,7 +270,14 @@ impl Core {
     ) -> Result<Option<Outcome>, Errno> {
         let acl = match path::check(actor.who.dom, raw)? {
             Checked::Special(_) if !actor.is_privileged() => return Err(Errno::EACCES),
-            Checked::Special(name) => self.special_acl(name)?.clone(),
+            Checked::Special(name) => {
+                let special = Special::parse(name).ok_or(Errno::EINVAL)?;
+                let known = |dom: DomId| dom == DomId::DOM0 || self.domains.contains_key(&dom);
+                if special.dom.is_some_and(|dom| !known(dom)) {
+                    return Err(Errno::ENOENT);
+                }
+                self.special_acl(special.name, special.dom).clone()
+            }
             Checked::Node { .. } => self.show(conn, actor, tx, raw, READ_ACL, |node| {
                 Ok(node.acl().clone())
             })?,

@@ -16,7 +16,8 @@ use xs_wire::{ABS_PATH_MAX, Access, Header};
 
 use super::diff::{Delta, NodeState};
 use super::{
-    ConnectionState, DomainState, State, TransactionState, TurnState, Version, WatchState,
+    ConnectionState, DomainState, SpecialAcls, State, TransactionState, TurnState, Version,
+    WatchState,
 };
 use crate::core::acl::{Acl, Actor, DomLife, Entry};
 use crate::core::limits::Limits;
@@ -213,6 +214,8 @@ impl Encoder {
             to.string(name.as_bytes());
             to.num((*value).into());
         });
+        self.option(&domain.special_acls.introduce, Encoder::acl);
+        self.option(&domain.special_acls.release, Encoder::acl);
     }
 
     fn connection(&mut self, connection: &ConnectionState) {
@@ -461,6 +464,10 @@ impl<'a> Decoder<'a> {
             shutdown: self.flag()?,
             features: self.small()?,
             quotas: self.list(|from| Ok((from.text()?.to_owned(), from.small()?)))?,
+            special_acls: SpecialAcls {
+                introduce: self.option(Decoder::acl)?,
+                release: self.option(Decoder::acl)?,
+            },
         })
     }
 

@@ -17,6 +17,8 @@ use xen_sys::DomId;
 use xs_wire::Header;
 
 use super::acl::{Acl, Actor, DomLife};
+pub use super::domains::SpecialAcls;
+
 use super::domains::Domain;
 use super::limits::{Limits, QUOTAS};
 use super::ops::Owned;
@@ -72,6 +74,8 @@ pub struct DomainState {
     pub features: u32,
     /// Quotas of its own, by name.
     pub quotas: Vec<(String, u32)>,
+    /// Who is told of it, if that was set for it alone.
+    pub special_acls: SpecialAcls,
 }
 
 /// A connection.
@@ -239,6 +243,7 @@ impl Core {
             turns,
             introduce_acl: state.introduce_acl,
             release_acl: state.release_acl,
+            departed: HashMap::new(),
             last_life: state.last_life,
             last_transaction: state.last_transaction,
         }
@@ -286,6 +291,7 @@ fn domain_state((dom, domain): (&DomId, &Domain)) -> DomainState {
         quotas: quotas
             .map(|(name, value)| ((*name).to_owned(), *value))
             .collect(),
+        special_acls: domain.special_acls.clone(),
     }
 }
 
@@ -304,6 +310,7 @@ fn domain_of(state: DomainState, all: &Limits) -> Domain {
         features: state.features,
         quotas,
         limits: None,
+        special_acls: state.special_acls,
     };
     domain.apply_quotas(all);
     domain

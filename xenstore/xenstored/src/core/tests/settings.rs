@@ -176,3 +176,62 @@ fn watches_on_domains() {
     assert!(s.events(g).iter().all(|e| e == "@releaseDomain/1 g"));
     assert_eq!(s.events(g), [""; 0], "it may not read @releaseDomain");
 }
+
+/// A guest may be told of one domain and of no other.
+#[test]
+fn permissions_of_a_single_domain_s_end() {
+    let mut s = Store::new();
+    let g = s.guest(7);
+    s.guest(1);
+    s.guest(2);
+    let all = "@releaseDomain";
+    let one = "@releaseDomain/1";
+    assert_eq!(s.perms(D0, one).as_deref(), Ok("n0"), "as for all");
+    s.set_perms(D0, 0, one, "n0 r7").unwrap();
+    s.set_perms(D0, 0, "@introduceDomain/1", "n0 b2").unwrap();
+    for (path, list) in [
+        (one, Ok("n0 r7")),
+        (all, Ok("n0")),
+        ("@releaseDomain/2", Ok("n0")),
+        ("@introduceDomain/1", Ok("n0 b2")),
+        ("@introduceDomain", Ok("n0")),
+        ("@releaseDomain/0", Ok("n0")),
+        ("@releaseDomain/9", Err(Errno::ENOENT)),
+        ("@releaseDomain/01", Err(Errno::EINVAL)),
+        ("@releaseDomain/", Err(Errno::EINVAL)),
+        ("@releaseDomainx", Err(Errno::EINVAL)),
+        ("@other", Err(Errno::EINVAL)),
+    ] {
+        assert_eq!(s.perms(D0, path).as_deref(), list.as_deref(), "{path}");
+        if list.is_err() {
+            assert!(s.set_perms(D0, 0, path, "n0").is_err());
+        }
+    }
+    assert_eq!(s.set_perms(g, 0, one, "n7"), Err(Errno::EACCES));
+    assert_eq!(s.perms(g, one), Err(Errno::EACCES));
+    for path in [all, one, "@releaseDomain/2"] {
+        s.watch(g, path, "t").unwrap();
+    }
+    s.ok(g, 0, Request::Watch(all.as_bytes(), b"deep", Some(1)));
+    s.events(g);
+    let told = ["@releaseDomain/1 t", "@releaseDomain/1 deep"];
+    for (dom, state, told) in [
+        (1, DomainState::Shutdown, &told[..]),
+        (2, DomainState::Shutdown, &[]),
+        (2, DomainState::Dying, &[]),
+        (1, DomainState::Dying, &told[..]),
+    ] {
+        s.world.domains.insert(dom, state);
+        s.core.domains_changed(&mut s.world);
+        assert_eq!(s.events(g), told, "{dom} {state:?}");
+    }
+    // The next of that number is not its business, by RELEASE neither.
+    s.guest(1);
+    s.ok(D0, 0, Request::Release(DomId(1)));
+    assert_eq!(s.events(g), [""; 0]);
+    s.guest(1);
+    s.set_perms(D0, 0, one, "n0 r7").unwrap();
+    s.ok(D0, 0, Request::Release(DomId(1)));
+    assert_eq!(s.events(g), told);
+    assert!(s.core.departed.is_empty());
+}

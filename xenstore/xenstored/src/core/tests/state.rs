@@ -55,9 +55,23 @@ fn request(name: &str, body: &[u8]) -> (Op, Vec<u8>) {
     (request.op(), encoded)
 }
 
-const PATHS: [&str; 14] = [
-    "/a", "/a/b", "/a/c", "/a/b/d", "/e", "/e/f", "/e/f/g", "/b0", "/b0/x", "/b0/x/y", "rel",
-    "rel/x", "/b0/z", "/a/b/d/e",
+const PATHS: [&str; 16] = [
+    "/a",
+    "/a/b",
+    "/a/c",
+    "/a/b/d",
+    "/e",
+    "/e/f",
+    "/e/f/g",
+    "/b0",
+    "/b0/x",
+    "/b0/x/y",
+    "rel",
+    "rel/x",
+    "/b0/z",
+    "/a/b/d/e",
+    "@releaseDomain",
+    "@releaseDomain/1",
 ];
 const LISTS: [&str; 7] = ["n0", "b0", "r0 b1", "n1", "w1 r2", "n2 b1", "n0 n3"];
 const TOKENS: [&str; 3] = ["one", "two", ""];
