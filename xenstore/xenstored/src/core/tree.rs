@@ -2,6 +2,8 @@
 //! Taking a copy of the whole costs one reference count.
 
 mod build;
+mod children;
+mod node;
 
 use std::rc::Rc;
 
@@ -9,6 +11,7 @@ use super::acl::Acl;
 use super::path;
 
 pub use build::Builder;
+pub use node::Node;
 
 /// A whole tree. Cloning it is O(1); a change to one clone does not show in the others.
 #[derive(Clone, Debug)]
@@ -17,34 +20,6 @@ pub struct Tree {
     /// Counts changes of any kind in this tree and its ancestors; equal numbers along one history say
     /// that nothing has changed.
     generation: u64,
-}
-
-/// A node. Name and value lie in one allocation, because there are very many nodes.
-#[derive(Clone, Debug)]
-pub struct Node {
-    /// The name, then the value.
-    bytes: Box<[u8]>,
-    name_len: u16,
-    acl: Acl,
-    children: Option<Box<Children>>,
-}
-
-#[derive(Clone, Debug, Default)]
-struct Children {
-    /// Ordered by name.
-    list: Vec<Child>,
-    /// Bytes of all names, each with a NUL.
-    names_len: u32,
-    /// The tree's generation when a name was last added or removed.
-    generation: u64,
-}
-
-/// A child with the beginning of its name, so that a search looks at few nodes and stays in the cache.
-#[derive(Clone, Debug)]
-struct Child {
-    /// The first 8 bytes of the name, as a number that is ordered as they are.
-    key: u64,
-    node: Rc<Node>,
 }
 
 impl Tree {
@@ -68,10 +43,8 @@ impl Tree {
 
     /// Changes what [`Node::children_generation`] tells of an existing node.
     pub fn set_children_generation(&mut self, path: &str, generation: u64) {
-        if let Some(node) = self.get_mut(path)
-            && node.children_generation() != generation
-        {
-            node.children.get_or_insert_default().generation = generation;
+        if let Some(node) = self.get_mut(path) {
+            node.set_children_generation(generation);
         }
     }
 
@@ -87,6 +60,29 @@ impl Tree {
             node = node.child(name)?;
         }
         Some(node)
+    }
+
+    /// The nodes at this path in both trees, unless it is found on the way there that both are the same.
+    pub fn compare<'t>(
+        &'t self,
+        other: &'t Tree,
+        path: &str,
+    ) -> Option<(Option<&'t Node>, Option<&'t Node>)> {
+        let (mut a, mut b) = (Some(&self.root), Some(&other.root));
+        for name in path::names(path) {
+            match (a, b) {
+                (None, None) => return None,
+                (Some(a), Some(b)) if Rc::ptr_eq(a, b) => return None,
+                _ => {}
+            }
+            a = a.and_then(|node| node.child(name));
+            b = b.and_then(|node| node.child(name));
+        }
+        match (a, b) {
+            (None, None) => None,
+            (Some(a), Some(b)) if Rc::ptr_eq(a, b) => None,
+            _ => Some((a.map(|node| &**node), b.map(|node| &**node))),
+        }
     }
 
     /// The node at this path, or the nearest above it that exists, with that one's path.
@@ -115,7 +111,7 @@ impl Tree {
     pub fn set_acl(&mut self, path: &str, acl: Acl) {
         self.generation += 1;
         if let Some(node) = self.get_mut(path) {
-            node.acl = acl;
+            node.set_acl(acl);
         }
     }
 
@@ -123,18 +119,8 @@ impl Tree {
     pub fn insert(&mut self, parent: &str, name: &str, value: &[u8], acl: Acl) {
         self.generation += 1;
         let generation = self.generation;
-        let Some(parent) = self.get_mut(parent) else {
-            return;
-        };
-        let children = parent.children.get_or_insert_default();
-        if let Err(at) = children.position(name) {
-            let child = Child {
-                key: key(name),
-                node: Rc::new(Node::new(name, value, acl)),
-            };
-            children.list.insert(at, child);
-            children.names_len += name.len() as u32 + 1;
-            children.generation = generation;
+        if let Some(parent) = self.get_mut(parent) {
+            parent.insert(name, value, acl, generation);
         }
     }
 
@@ -144,13 +130,7 @@ impl Tree {
         let (parent, name) = path::split(path)?;
         self.generation += 1;
         let generation = self.generation;
-        let parent = self.get_mut(parent)?;
-        let children = parent.children.as_mut()?;
-        let at = children.position(name).ok()?;
-        let node = children.list.remove(at).node;
-        children.names_len -= name.len() as u32 + 1;
-        children.generation = generation;
-        Some(node)
+        self.get_mut(parent)?.remove(name, generation)
     }
 
     /// How many nodes there are, the root included.
@@ -173,106 +153,10 @@ impl Tree {
     fn get_mut(&mut self, path: &str) -> Option<&mut Node> {
         let mut node = Rc::make_mut(&mut self.root);
         for name in path::names(path) {
-            let children = node.children.as_mut()?;
-            let at = children.position(name).ok()?;
-            node = Rc::make_mut(&mut children.list[at].node);
+            node = Rc::make_mut(node.child_mut(name)?);
         }
         Some(node)
     }
-}
-
-impl Node {
-    fn new(name: &str, value: &[u8], acl: Acl) -> Node {
-        Node {
-            bytes: [name.as_bytes(), value].concat().into(),
-            // A name is part of a path of at most 3072 bytes.
-            name_len: name.len() as u16,
-            acl,
-            children: None,
-        }
-    }
-
-    /// The name, empty for the root.
-    pub fn name(&self) -> &str {
-        // Names were text when the node was made; this cannot fail.
-        core::str::from_utf8(self.name_bytes()).unwrap_or_default()
-    }
-
-    fn name_bytes(&self) -> &[u8] {
-        &self.bytes[..self.name_len.into()]
-    }
-
-    /// The value.
-    pub fn value(&self) -> &[u8] {
-        &self.bytes[self.name_len.into()..]
-    }
-
-    /// The permissions.
-    pub fn acl(&self) -> &Acl {
-        &self.acl
-    }
-
-    /// The children, ordered by name.
-    pub fn children(&self) -> impl ExactSizeIterator<Item = &Node> + DoubleEndedIterator {
-        let list = self.children.as_ref().map_or(&[][..], |c| &c.list);
-        list.iter().map(|child| &*child.node)
-    }
-
-    /// Bytes of all children's names, each with a NUL.
-    pub fn names_len(&self) -> usize {
-        self.children.as_ref().map_or(0, |c| c.names_len as usize)
-    }
-
-    /// Changes whenever a child is added or removed.
-    pub fn children_generation(&self) -> u64 {
-        self.children.as_ref().map_or(0, |c| c.generation)
-    }
-
-    /// Whether both have children of the same names.
-    pub fn same_names(&self, other: &Node) -> bool {
-        self.names_len() == other.names_len()
-            && self.children().len() == other.children().len()
-            && self
-                .children()
-                .zip(other.children())
-                .all(|(a, b)| a.name_bytes() == b.name_bytes())
-    }
-
-    /// The child of this name.
-    pub fn child(&self, name: &str) -> Option<&Rc<Node>> {
-        let children = self.children.as_ref()?;
-        let at = children.position(name).ok()?;
-        Some(&children.list[at].node)
-    }
-
-    fn set_value(&mut self, value: &[u8]) {
-        let name_len = usize::from(self.name_len);
-        if self.bytes.len() == name_len + value.len() {
-            self.bytes[name_len..].copy_from_slice(value);
-        } else {
-            self.bytes = [&self.bytes[..name_len], value].concat().into();
-        }
-    }
-}
-
-impl Children {
-    fn position(&self, name: &str) -> Result<usize, usize> {
-        let wanted = key(name);
-        self.list.binary_search_by(|child| {
-            child
-                .key
-                .cmp(&wanted)
-                .then_with(|| child.node.name_bytes().cmp(name.as_bytes()))
-        })
-    }
-}
-
-/// The first 8 bytes of a name, big-endian, so that keys are ordered as names are.
-fn key(name: &str) -> u64 {
-    let mut first = [0; 8];
-    let len = name.len().min(8);
-    first[..len].copy_from_slice(&name.as_bytes()[..len]);
-    u64::from_be_bytes(first)
 }
 
 /// Visits `node` at `path` and all below it, without recursion (XSA-418).

@@ -2,7 +2,7 @@
 
 use std::rc::Rc;
 
-use super::{Acl, Child, Children, Node, Tree, key};
+use super::{Acl, Node, Tree};
 
 /// A tree that is being built: each node is opened, its children are built in the order of their names, and it is closed.
 #[derive(Debug, Default)]
@@ -21,26 +21,11 @@ impl Builder {
     /// root, or its name does not come after that of the one before it.
     pub fn close(&mut self, children_generation: u64) -> Option<()> {
         let mut node = self.open.pop()?;
-        if let Some(children) = &mut node.children {
-            children.list.shrink_to_fit();
-        }
-        if node.children_generation() != children_generation {
-            node.children.get_or_insert_default().generation = children_generation;
-        }
+        node.set_children_generation(children_generation);
         let Some(parent) = self.open.last_mut() else {
             return self.done.replace(node).is_none().then_some(());
         };
-        let children: &mut Children = parent.children.get_or_insert_default();
-        let is_next = |last: &Child| last.node.name_bytes() < node.name_bytes();
-        if !children.list.last().is_none_or(is_next) {
-            return None;
-        }
-        children.names_len += u32::from(node.name_len) + 1;
-        children.list.push(Child {
-            key: key(node.name()),
-            node: Rc::new(node),
-        });
-        Some(())
+        parent.push(node).then_some(())
     }
 
     /// The tree, which counts its changes from `generation` on; `None` if its root is not closed.
