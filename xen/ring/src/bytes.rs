@@ -123,6 +123,34 @@ impl<M: SharedMemory> ByteRing<M> {
 
     /// Reads up to `to.len()` bytes; returns how many. The peer wants an event if that is not 0.
     pub fn read(&mut self, to: &mut [u8]) -> Result<usize, PeerError> {
+        let (len, next) = self.copy_out(to)?;
+        self.memory
+            .store_u32(self.read.cons, next.0, Ordering::Release);
+        Ok(len)
+    }
+
+    /// Copies up to `to.len()` bytes and leaves them in the ring; returns how many. The peer may change them until they
+    /// are taken with [`advance`](Self::advance): decide on the copy.
+    pub fn peek(&self, to: &mut [u8]) -> Result<usize, PeerError> {
+        self.copy_out(to).map(|(len, _)| len)
+    }
+
+    /// Gives the peer the room of bytes that were copied out before: sets the consumer index, which is the caller's to
+    /// count. The peer wants an event.
+    pub fn advance(&mut self, cons: u32) {
+        self.memory
+            .store_u32(self.read.cons, cons, Ordering::Release);
+    }
+
+    /// Where reading (consumer index) and writing (producer index) stand, as the page says.
+    pub fn positions(&self) -> (u32, u32) {
+        (
+            self.memory.load_u32(self.read.cons, Ordering::Acquire),
+            self.memory.load_u32(self.write.prod, Ordering::Acquire),
+        )
+    }
+
+    fn copy_out(&self, to: &mut [u8]) -> Result<(usize, Wrapping<u32>), PeerError> {
         let side = self.read;
         let (cons, prod) = self.indices(side)?;
         let len = to.len().min((prod - cons).0 as usize);
@@ -132,12 +160,7 @@ impl<M: SharedMemory> ByteRing<M> {
         self.memory.read_bytes(side.buffer, second);
         // The reads above must be done before the peer may overwrite the bytes.
         fence(Ordering::SeqCst);
-        self.memory.store_u32(
-            side.cons,
-            (cons + Wrapping(len as u32)).0,
-            Ordering::Release,
-        );
-        Ok(len)
+        Ok((len, cons + Wrapping(len as u32)))
     }
 
     /// Writes as much of `from` as fits; returns how many bytes. The peer wants an event if that is not 0.

@@ -28,6 +28,22 @@ pub struct Options {
     /// Serve the files in this folder in the place of Xen (see the crate fakexen); for tests and measuring
     #[arg(long, value_name = "DIR", conflicts_with = "no_xen")]
     pub fakexen: Option<PathBuf>,
+    /// Keep the state in this file, which should lie in memory (tmpfs): a daemon that is started again goes on where
+    /// this one stopped, however it ended [default: the socket's path with .state]
+    #[arg(long, value_name = "FILE", conflicts_with = "no_state")]
+    pub state: Option<PathBuf>,
+    /// Keep nothing: the store ends with the daemon
+    #[arg(long)]
+    pub no_state: bool,
+    /// Begin with an empty store, whatever an earlier daemon has kept
+    #[arg(long)]
+    pub fresh: bool,
+    /// Start the daemon again at once if it is killed, and keep its clients' sockets meanwhile
+    #[arg(long, conflicts_with = "no_state")]
+    pub keep: bool,
+    /// Started by --keep: the standard streams are given up once requests are served
+    #[arg(long, hide = true)]
+    pub detach: bool,
     /// Append messages to this file instead of the standard error
     #[arg(long, value_name = "FILE")]
     pub log_file: Option<PathBuf>,
@@ -82,6 +98,19 @@ struct Ignored {
 }
 
 impl Options {
+    /// Where the state is kept, if it is.
+    pub fn state(&self) -> Option<PathBuf> {
+        if self.no_state {
+            return None;
+        }
+        let beside = || {
+            let mut path = self.socket.clone().into_os_string();
+            path.push(".state");
+            path.into()
+        };
+        Some(self.state.clone().unwrap_or_else(beside))
+    }
+
     /// What guests may use.
     pub fn limits(&self) -> Limits {
         let default = Limits::default();

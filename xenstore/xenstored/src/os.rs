@@ -3,13 +3,17 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use rustix::fs::FlockOperation;
 use rustix::process::{Resource, Rlimit};
+
+use crate::manager::{Kept, Manager};
 
 /// Why the daemon could not start or go on, for its user.
 pub type Failure = Box<dyn std::error::Error>;
@@ -29,7 +33,22 @@ pub enum Fork {
 
 /// Tells that the daemon serves.
 #[derive(Debug, Default)]
-pub struct Ready(Option<io::PipeWriter>);
+pub struct Ready {
+    /// The process that waits for it.
+    parent: Option<io::PipeWriter>,
+    /// Whether the standard streams are given up then.
+    detach: bool,
+}
+
+impl Ready {
+    /// Nobody waits; the standard streams may be given up all the same.
+    pub fn alone(detach: bool) -> Ready {
+        Ready {
+            parent: None,
+            detach,
+        }
+    }
+}
 
 /// Goes to the background, in a session of its own.
 pub fn fork() -> Result<Fork, Failure> {
@@ -42,7 +61,10 @@ pub fn fork() -> Result<Fork, Failure> {
         0 => {
             rustix::process::setsid()?;
             rustix::process::chdir("/")?;
-            Ok(Fork::Daemon(Ready(Some(writer))))
+            Ok(Fork::Daemon(Ready {
+                parent: Some(writer),
+                detach: true,
+            }))
         }
         pid => Ok(Fork::Parent { ready: reader, pid }),
     }
@@ -57,43 +79,30 @@ pub fn wait_ready(mut ready: io::PipeReader) -> bool {
 impl Ready {
     /// Tells the starting process and the service manager that requests are served. In the background, what is said
     /// from now on goes to the log file or nowhere.
-    pub fn announce(self, log_file: bool) -> Result<(), Failure> {
-        if let Some(mut writer) = self.0 {
+    pub fn announce(self, log_file: bool, manager: Option<&Manager>) -> Result<(), Failure> {
+        if self.detach {
             let null = OpenOptions::new()
                 .read(true)
                 .write(true)
                 .open("/dev/null")?;
             rustix::stdio::dup2_stdin(&null)?;
             rustix::stdio::dup2_stdout(&null)?;
-            // The parent may have been killed; the daemon serves all the same.
-            let _ = writer.write_all(b"R");
+            if let Some(mut writer) = self.parent {
+                // The parent may have been killed; the daemon serves all the same.
+                let _ = writer.write_all(b"R");
+            }
             if !log_file {
                 rustix::stdio::dup2_stderr(&null)?;
             }
         }
-        if let Some(socket) = std::env::var_os("NOTIFY_SOCKET") {
-            notify_manager(Path::new(&socket)).map_err(|error| {
-                format!(
-                    "cannot tell {} READY=1: {error}",
-                    Path::new(&socket).display()
-                )
-            })?;
+        if let Some(manager) = manager {
+            let message = format!("MAINPID={}\nREADY=1\n", std::process::id());
+            manager
+                .say(&message)
+                .map_err(|error| format!("cannot tell the service manager READY=1: {error}"))?;
         }
         Ok(())
     }
-}
-
-fn notify_manager(path: &Path) -> io::Result<()> {
-    use std::os::linux::net::SocketAddrExt;
-    use std::os::unix::ffi::OsStrExt;
-    use std::os::unix::net::SocketAddr;
-    let address = match path.as_os_str().as_bytes() {
-        [b'@', name @ ..] => SocketAddr::from_abstract_name(name)?,
-        _ => SocketAddr::from_pathname(path)?,
-    };
-    let message = format!("MAINPID={}\nREADY=1\n", std::process::id());
-    UnixDatagram::unbound()?.send_to_addr(message.as_bytes(), &address)?;
-    Ok(())
 }
 
 /// Lets messages go to a file.
@@ -151,6 +160,15 @@ pub struct Listener {
 }
 
 impl Listener {
+    /// Goes on with a socket that listens at this path already. `None` if the path leads to it no more.
+    pub fn take_over(path: &Path, socket: OwnedFd) -> Option<(Listener, OwnedFd)> {
+        let meta = fs::symlink_metadata(path).ok()?;
+        let path = path.to_owned();
+        meta.file_type()
+            .is_socket()
+            .then_some((Listener { path }, socket))
+    }
+
     /// Binds the socket, for its owner only. A socket that nobody listens on any more is replaced; one that
     /// answers is another daemon's.
     pub fn bind(path: &Path) -> Result<(Listener, OwnedFd), Failure> {
@@ -194,6 +212,66 @@ impl Drop for Listener {
         // Nothing is left to be done if it is gone already.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// The descriptors that the service manager has kept and hands over, by name.
+pub fn kept_descriptors() -> Kept {
+    let text = |name: &str| std::env::var(name).unwrap_or_default();
+    let pid = text("LISTEN_PID");
+    if pid != std::process::id().to_string() && pid != KEEPER_PID {
+        return Kept::default();
+    }
+    let count: i32 = text("LISTEN_FDS").parse().unwrap_or(0);
+    let names = text("LISTEN_FDNAMES");
+    let fds = (FIRST_DESCRIPTOR..FIRST_DESCRIPTOR + count).zip(names.split(':'));
+    Kept::new(fds.filter_map(|(fd, name)| {
+        // SAFETY: the protocol says that these are open and ours; nobody else in this process has taken them, as this is
+        // called once, before anything is opened. Those that are not open after all are left out.
+        #[allow(unsafe_code)]
+        let fd = unsafe {
+            if libc::fcntl(fd, libc::F_GETFD) < 0 {
+                return None;
+            }
+            OwnedFd::from_raw_fd(fd)
+        };
+        Some((name.to_owned(), fd))
+    }))
+}
+
+/// The first descriptor that a service manager hands over (SD_LISTEN_FDS_START).
+const FIRST_DESCRIPTOR: i32 = 3;
+/// Stands in the place of our process number, which our keeper cannot know in time.
+const KEEPER_PID: &str = "keeper";
+
+/// Lets a command be started with these descriptors, as a service manager would.
+pub fn hand_over(command: &mut Command, fds: &[(&str, BorrowedFd<'_>)]) -> Result<(), Failure> {
+    let count = i32::try_from(fds.len())?;
+    // Copies above those numbers that they are to get, so that none is in another's way.
+    let above = FIRST_DESCRIPTOR + count;
+    let copies = fds.iter().map(|(_, fd)| rustix::io::fcntl_dupfd_cloexec(fd, above));
+    let copies = copies.collect::<Result<Vec<OwnedFd>, _>>()?;
+    let names: Vec<&str> = fds.iter().map(|(name, _)| *name).collect();
+    command
+        .env("LISTEN_PID", KEEPER_PID)
+        .env("LISTEN_FDS", count.to_string())
+        .env("LISTEN_FDNAMES", names.join(":"));
+    let work = move || {
+        for (number, fd) in (FIRST_DESCRIPTOR..).zip(&copies) {
+            // SAFETY: dup2 may be called between fork and exec; `copies` are open, and nothing of the child's lies in between
+            // but what the standard library closes at exec.
+            #[allow(unsafe_code)]
+            if unsafe { libc::dup2(fd.as_raw_fd(), number) } < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: `work` only calls dup2 and looks at memory that the child has a copy of.
+    #[allow(unsafe_code)]
+    unsafe {
+        command.pre_exec(work);
+    }
+    Ok(())
 }
 
 /// SIGTERM and SIGINT as a descriptor that becomes readable; SIGHUP is ignored.

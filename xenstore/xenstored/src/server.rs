@@ -58,6 +58,12 @@ impl<W: StoreWorld> Server<W> {
         if let Some(fd) = daemon.world().event_fd() {
             add(fd, WORLD)?;
         }
+        // Those that an earlier daemon had.
+        for id in daemon.sockets() {
+            if let Some(socket) = daemon.socket(id) {
+                epoll::add(&epoll, socket, EventData::new_u64(id.0), INPUT).map_err(failed)?;
+            }
+        }
         Ok(Server {
             daemon,
             epoll,
@@ -81,7 +87,10 @@ impl<W: StoreWorld> Server<W> {
             for event in &events {
                 let epoll::Event { flags, data } = *event;
                 match data.u64() {
-                    STOP => return Ok(()),
+                    STOP => {
+                        self.daemon.stop();
+                        return Ok(());
+                    }
                     WORLD => self.daemon.world_ready(),
                     LISTENER => self.accept()?,
                     conn => {

@@ -1,16 +1,19 @@
 //! All connections and their buffers: the core's [`Host`].
 
 use std::collections::{HashMap, VecDeque};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use xen_hal::Error;
 use xen_sys::{DomId, Errno, Port};
 use xs_wire::{Header, Op};
 
-use super::output::Output;
-use super::ring::Ring;
+use super::output::{Added, Output};
+use super::ring::{Ring, RingFault};
 use super::world::StoreWorld;
 use crate::core::{ConnId, ConnMap, DomainReport, Event, Host, Identity};
+use crate::journal::Journal;
+use crate::journal::conns::{Saved, What};
+use crate::manager::Manager;
 
 /// Events that wait for a dom0 connection: beyond so many bytes it is closed.
 const MAX_WAITING_DOM0: usize = 64 << 20;
@@ -43,8 +46,8 @@ pub struct Conn {
     pub ending: bool,
     /// Whether its socket is watched for room.
     pub tells_room: bool,
-    /// Whether its peer broke a rule: nothing is taken from it or sent to it until it begins afresh.
-    pub failed: bool,
+    /// The rule that its peer broke: nothing is taken from it or sent to it until it begins afresh.
+    pub failed: Option<RingFault>,
     /// How often it did.
     pub faults: u32,
     /// Whether it stands in the list of connections to serve, or is being served.
@@ -57,7 +60,15 @@ impl Conn {
         self.input = Vec::new();
         self.output = Output::default();
         (self.readable, self.writable) = (true, true);
-        self.failed = false;
+        self.failed = None;
+    }
+
+    /// What a new daemon must know of it.
+    pub fn what(&self) -> What {
+        match &self.transport {
+            Transport::Socket(_) => What::Socket,
+            Transport::Ring(ring) => What::Ring(ring.at(self.failed)),
+        }
     }
 }
 
@@ -65,6 +76,10 @@ impl Conn {
 pub struct Io<W> {
     /// The world under them.
     pub world: W,
+    /// What happens is told here.
+    pub journal: Journal,
+    /// Who keeps sockets for the daemon after us.
+    pub manager: Option<Manager>,
     /// The connections.
     pub conns: ConnMap<Conn>,
     /// Those that have something to do, in the order in which they are served.
@@ -83,6 +98,8 @@ impl<W: StoreWorld> Io<W> {
     pub fn new(world: W, max_waiting_guest: usize) -> Self {
         Io {
             world,
+            journal: Journal::none(),
+            manager: None,
             conns: ConnMap::default(),
             ready: VecDeque::new(),
             doomed: Vec::new(),
@@ -95,8 +112,37 @@ impl<W: StoreWorld> Io<W> {
 
     /// Adds a connection.
     pub fn add(&mut self, transport: Transport) -> ConnId {
-        self.last_id += 1;
-        let id = ConnId(self.last_id);
+        let id = ConnId(self.last_id + 1);
+        self.add_as(id, transport);
+        if let Some(conn) = self.conns.get(&id) {
+            self.journal.opened(id, conn.what());
+        }
+        id
+    }
+
+    /// Numbers after this one were not given yet.
+    pub fn set_last_id(&mut self, last_id: u64) {
+        self.last_id = self.last_id.max(last_id);
+    }
+
+    /// Lets the socket of the connection that is added next be kept.
+    pub fn keep(&mut self, socket: &OwnedFd) {
+        let id = ConnId(self.last_id + 1);
+        if let Some(manager) = &mut self.manager {
+            manager.keep_connection(id, socket.as_fd());
+        }
+    }
+
+    /// The socket of a connection need not be kept any longer.
+    pub fn forget(&mut self, id: ConnId) {
+        if let Some(manager) = &mut self.manager {
+            manager.forget_connection(id);
+        }
+    }
+
+    /// Adds a connection of this number.
+    pub fn add_as(&mut self, id: ConnId, transport: Transport) {
+        self.last_id = self.last_id.max(id.0);
         if let Transport::Ring(ring) = &transport {
             self.by_port.insert(ring.port, id);
         }
@@ -109,19 +155,32 @@ impl<W: StoreWorld> Io<W> {
             ended: false,
             ending: false,
             tells_room: false,
-            failed: false,
+            failed: None,
             faults: 0,
             queued: false,
         };
         self.conns.insert(id, conn);
-        id
+    }
+
+    /// Lets the journal's log of connections begin anew.
+    pub fn save(&mut self) {
+        let all = self.conns.iter().map(|(id, conn)| {
+            let saved = Saved {
+                what: conn.what(),
+                input: &conn.input,
+                output: conn.output.bytes(),
+                waiting: conn.output.waiting(),
+            };
+            (*id, saved)
+        });
+        self.journal.save_conns(self.last_id, all);
     }
 
     /// Maps a ring and binds its port.
     pub fn add_ring(&mut self, dom: DomId, remote: Port, features: u32) -> Result<ConnId, Error> {
         let memory = self.world.map_ring(dom)?;
         let port = self.world.bind(dom, remote)?;
-        let id = self.add(Transport::Ring(Ring::new(memory, dom, port, features)));
+        let id = self.add(Transport::Ring(Ring::new(memory, dom, remote, port, features)));
         // Requests may lie there already, and the peer may wait for a sign of us.
         self.wake(id);
         self.world.notify(port);
@@ -131,6 +190,7 @@ impl<W: StoreWorld> Io<W> {
     /// Takes a connection away.
     pub fn remove(&mut self, id: ConnId) -> Option<Conn> {
         let conn = self.conns.remove(&id)?;
+        self.journal.closed(id);
         if let Transport::Ring(ring) = &conn.transport {
             self.by_port.remove(&ring.port);
             self.world.unbind(ring.port);
@@ -168,6 +228,24 @@ impl<W: StoreWorld> Io<W> {
         }
     }
 
+    fn bind_anew(&mut self, id: ConnId, dom: DomId, remote: Port) -> Result<(), Errno> {
+        let conn = self.conns.get_mut(&id).ok_or(Errno::ENOTCONN)?;
+        let Transport::Ring(ring) = &mut conn.transport else {
+            return Err(Errno::EINVAL);
+        };
+        self.by_port.remove(&ring.port);
+        self.world.unbind(ring.port);
+        let bound = self.world.bind(dom, remote);
+        let port = bound.map_err(|_| Errno::EINVAL)?;
+        ring.rebind(remote, port);
+        conn.begin();
+        self.journal.rebound(id, conn.what());
+        self.by_port.insert(port, id);
+        self.wake(id);
+        self.world.notify(port);
+        Ok(())
+    }
+
     /// The connection whose ring has this port.
     pub fn by_port(&self, port: Port) -> Option<ConnId> {
         self.by_port.get(&port).copied()
@@ -176,17 +254,21 @@ impl<W: StoreWorld> Io<W> {
 
 impl<W: StoreWorld> Host for Io<W> {
     fn domain_identity(&mut self, dom: DomId) -> Option<Identity> {
-        self.world.identity(dom)
+        let identity = self.world.identity(dom);
+        self.journal.answers.identity(identity);
+        identity
     }
 
     fn domain_states(&mut self) -> Option<Vec<DomainReport>> {
-        match self.world.domains() {
+        let states = match self.world.domains() {
             Ok(states) => Some(states),
             Err(error) => {
                 self.log(&format!("cannot list domains: {error}"));
                 None
             }
-        }
+        };
+        self.journal.answers.states(states.as_deref());
+        states
     }
 
     fn connect(
@@ -196,27 +278,18 @@ impl<W: StoreWorld> Host for Io<W> {
         port: Port,
         features: u32,
     ) -> Result<ConnId, Errno> {
-        self.add_ring(dom, port, features).map_err(|error| {
+        let result = self.add_ring(dom, port, features).map_err(|error| {
             self.log(&format!("cannot introduce domain {dom}: {error}"));
             Errno::EINVAL
-        })
+        });
+        self.journal.answers.connected(result);
+        result
     }
 
     fn rebind(&mut self, id: ConnId, dom: DomId, remote: Port) -> Result<(), Errno> {
-        let conn = self.conns.get_mut(&id).ok_or(Errno::ENOTCONN)?;
-        let Transport::Ring(ring) = &mut conn.transport else {
-            return Err(Errno::EINVAL);
-        };
-        self.by_port.remove(&ring.port);
-        self.world.unbind(ring.port);
-        let bound = self.world.bind(dom, remote);
-        let port = bound.map_err(|_| Errno::EINVAL)?;
-        ring.rebind(port);
-        conn.begin();
-        self.by_port.insert(port, id);
-        self.wake(id);
-        self.world.notify(port);
-        Ok(())
+        let result = self.bind_anew(id, dom, remote);
+        self.journal.answers.rebound(result);
+        result
     }
 
     fn disconnect(&mut self, id: ConnId) {
@@ -224,13 +297,16 @@ impl<W: StoreWorld> Host for Io<W> {
     }
 
     fn reply(&mut self, id: ConnId, op: Op, request: &Header, body: &[u8]) {
+        self.journal.answers.count();
         if let Some(conn) = self.conns.get_mut(&id) {
-            conn.output.reply(op, request, body);
+            self.journal
+                .output(id, conn.output.reply(op, request, body));
             self.wake(id);
         }
     }
 
     fn event(&mut self, id: ConnId, event: Event) {
+        self.journal.answers.count();
         let Some(conn) = self.conns.get_mut(&id) else {
             return;
         };
@@ -238,7 +314,7 @@ impl<W: StoreWorld> Host for Io<W> {
             Transport::Ring(ring) if ring.dom != DomId::DOM0 => self.max_waiting_guest,
             _ => MAX_WAITING_DOM0,
         };
-        if conn.failed {
+        if conn.failed.is_some() {
             return;
         }
         if conn.output.waiting_size() >= most {
@@ -247,7 +323,11 @@ impl<W: StoreWorld> Host for Io<W> {
             }
             return;
         }
-        conn.output.event(event);
+        match conn.output.event(event) {
+            Added::Bytes(bytes) => self.journal.output(id, bytes),
+            Added::Waiting(event) => self.journal.waiting(id, event),
+            Added::Nothing => {}
+        }
         self.wake(id);
     }
 

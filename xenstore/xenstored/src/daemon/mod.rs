@@ -7,22 +7,28 @@ pub mod dom0;
 pub mod fakexen;
 mod io;
 mod output;
+mod resume;
 mod ring;
 pub mod world;
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use rustix::io::Errno as OsErrno;
-use rustix::net::{RecvFlags, SendFlags};
+use rustix::net::{self, RecvFlags, SendFlags};
 use xen_hal::Error;
 use xen_sys::DomId;
 use xs_wire::Frame;
 
 pub use io::{Transport, log};
+pub use output::Output;
 
 use crate::core::limits::Limits;
 use crate::core::settings::FEATURES;
 use crate::core::{ConnId, Core};
+use crate::journal::conns::What;
+use crate::journal::{Journal, RECEIVE_MAX};
+use crate::manager::{Manager, hang_up};
 use io::Io;
 use ring::{Ring, RingFault};
 use world::{StoreWorld, WorldEvent};
@@ -35,8 +41,6 @@ const REQUESTS_PER_TURN: usize = 64;
 const TICK: Duration = Duration::from_millis(1);
 /// Connections that are listened to before the first of them is answered.
 const GROUP: usize = 32;
-/// Bytes read from a socket at a time.
-const READ_SIZE: usize = 16 << 10;
 
 /// The core and its connections.
 pub struct Daemon<W> {
@@ -48,6 +52,8 @@ pub struct Daemon<W> {
     buffer: Vec<u8>,
     /// Connections that have had the first half of their turn, and whether bytes were moved.
     served: Vec<(ConnId, bool)>,
+    /// The time that the core was told before this daemon began, and when that was.
+    time_before: Duration,
     started: Instant,
 }
 
@@ -69,6 +75,7 @@ impl<W: StoreWorld> Daemon<W> {
             world_ready: true,
             buffer: Vec::new(),
             served: Vec::new(),
+            time_before: Duration::ZERO,
             started: Instant::now(),
         }
     }
@@ -79,9 +86,8 @@ impl<W: StoreWorld> Daemon<W> {
             return Ok(false);
         };
         let port = self.io.world.bind(DomId::DOM0, remote)?;
-        let ring = Ring::new(memory, DomId::DOM0, port, FEATURES);
-        let id = self.io.add(Transport::Ring(ring));
-        self.core.attach_dom0(id);
+        let ring = Ring::new(memory, DomId::DOM0, remote, port, FEATURES);
+        let id = self.attach(Transport::Ring(ring));
         self.io.wake(id);
         // Linux takes the first event on its port as the sign that a daemon is up.
         self.io.world.notify(port);
@@ -89,9 +95,16 @@ impl<W: StoreWorld> Daemon<W> {
     }
 
     /// Adds a socket client, which is dom0's.
-    pub fn add_socket(&mut self, socket: std::os::fd::OwnedFd) -> ConnId {
-        let id = self.io.add(Transport::Socket(socket));
+    pub fn add_socket(&mut self, socket: OwnedFd) -> ConnId {
+        self.io.keep(&socket);
+        self.attach(Transport::Socket(socket))
+    }
+
+    fn attach(&mut self, transport: Transport) -> ConnId {
+        let id = self.io.add(transport);
         self.core.attach_dom0(id);
+        self.io.journal.attached(id);
+        self.io.journal.commit();
         id
     }
 
@@ -106,11 +119,38 @@ impl<W: StoreWorld> Daemon<W> {
     }
 
     /// The descriptor of a connection, if it is a socket's.
-    pub fn socket(&self, id: ConnId) -> Option<&std::os::fd::OwnedFd> {
+    pub fn socket(&self, id: ConnId) -> Option<&OwnedFd> {
         match &self.io.conns.get(&id)?.transport {
             Transport::Socket(fd) => Some(fd),
             Transport::Ring(_) => None,
         }
+    }
+
+    /// The service manager.
+    pub fn manager(&self) -> Option<&Manager> {
+        self.io.manager.as_ref()
+    }
+
+    /// Lets the service manager keep the socket that is listened on.
+    pub fn keep_listener(&mut self, socket: BorrowedFd<'_>) {
+        if let Some(manager) = &mut self.io.manager {
+            manager.keep_listener(socket);
+        }
+    }
+
+    /// No more is done: a daemon that is started later goes on from here, with a socket of its own.
+    pub fn stop(&mut self) {
+        self.save();
+        if let Some(manager) = &mut self.io.manager {
+            manager.forget_listener();
+        }
+    }
+
+    /// The connections that are sockets.
+    pub fn sockets(&self) -> Vec<ConnId> {
+        let sockets = self.io.conns.iter();
+        let sockets = sockets.filter(|(_, conn)| matches!(conn.transport, Transport::Socket(_)));
+        sockets.map(|(id, _)| *id).collect()
     }
 
     /// How many connections there are.
@@ -168,9 +208,14 @@ impl<W: StoreWorld> Daemon<W> {
     /// Takes what has happened in the world, then serves each connection that has something to do once.
     /// Returns whether there was anything to do.
     pub fn step(&mut self) -> Result<bool, Error> {
+        self.keep_journal_short();
         let mut busy = self.take_events()?;
         if self.core.is_waited_for() {
-            self.core.pass_time(&mut self.io, self.started.elapsed());
+            let now = self.time_before + self.started.elapsed();
+            self.io.journal.begin(ConnId(0));
+            self.core.pass_time(&mut self.io, now);
+            self.io.journal.time(now);
+            self.io.journal.commit();
         }
         // Those that are woken meanwhile have their turn in this step too, once.
         for _ in 0..2 {
@@ -195,7 +240,7 @@ impl<W: StoreWorld> Daemon<W> {
                     self.world_ready = false;
                     return Ok(taken > 0);
                 }
-                Some(WorldEvent::DomainsChanged) => self.core.domains_changed(&mut self.io),
+                Some(WorldEvent::DomainsChanged) => self.look_at_domains(),
                 Some(WorldEvent::Port(port)) => {
                     if let Some(id) = self.io.by_port(port)
                         && let Some(conn) = self.io.conns.get_mut(&id)
@@ -208,6 +253,13 @@ impl<W: StoreWorld> Daemon<W> {
             }
         }
         Ok(true)
+    }
+
+    fn look_at_domains(&mut self) {
+        self.io.journal.begin(ConnId(0));
+        self.core.domains_changed(&mut self.io);
+        self.io.journal.domains();
+        self.io.journal.commit();
     }
 
     /// Gives each connection that has something to do its turn, and sends what comes of it after half of them, or some,
@@ -260,10 +312,14 @@ impl<W: StoreWorld> Daemon<W> {
         };
         let wanted = ring.wants_reconnect();
         if wanted {
+            // First the journal: a new daemon finds the wish in the page, or all done.
+            self.io.journal.rebound(id, What::Ring(ring.at_fresh()));
+            self.core.restart(id);
+            self.io.journal.restarted(id);
+            self.io.journal.commit();
             ring.reconnect();
             conn.begin();
-            self.core.restart(id);
-        } else if conn.failed {
+        } else if conn.failed.is_some() {
             (conn.readable, conn.writable) = (false, false);
         }
         wanted
@@ -313,14 +369,14 @@ impl<W: StoreWorld> Daemon<W> {
                 Transport::Ring(ring) => ring
                     .receive(buffer)
                     .map_err(|error| End::Fault(RingFault::Index, error.to_string()))?,
-                Transport::Socket(fd) => match receive(fd, buffer) {
+                Transport::Socket(fd) => match receive(&mut self.io.journal, fd, id, buffer) {
                     Ok(0) => {
                         conn.ended = true;
                         0
                     }
                     Ok(len) => {
                         // Less than there was room for: epoll tells when more comes. Of the end it may have told.
-                        conn.readable = len == buffer.capacity() || conn.ending;
+                        conn.readable = len >= RECEIVE_MAX || conn.ending;
                         len
                     }
                     Err(OsErrno::AGAIN | OsErrno::INTR) => 0,
@@ -331,13 +387,21 @@ impl<W: StoreWorld> Daemon<W> {
                 conn.readable = false;
             }
             moved |= len > 0;
-            if !conn.input.is_empty() {
-                conn.input.extend_from_slice(buffer);
-                continue;
-            }
-            let (used, result) = self.carry_out(id, buffer, &mut left);
+            let (used, result) = match conn.input.is_empty() {
+                true => self.carry_out(id, buffer, &mut left),
+                false => (0, Ok(())),
+            };
             if let Some(conn) = self.io.conns.get_mut(&id) {
-                conn.input.extend_from_slice(&buffer[used..]);
+                if used < len {
+                    conn.input.extend_from_slice(&buffer[used..]);
+                    self.io.journal.more(id, &buffer[used..]);
+                    self.io.journal.commit();
+                }
+                if let Transport::Ring(ring) = &mut conn.transport
+                    && len > 0
+                {
+                    ring.take(len);
+                }
             }
             result?;
         }
@@ -356,7 +420,7 @@ impl<W: StoreWorld> Daemon<W> {
         let (used, result) = self.carry_out(id, &input, left);
         input.drain(..used);
         if input.is_empty() {
-            input.shrink_to(READ_SIZE);
+            input.shrink_to(RECEIVE_MAX);
         }
         if let Some(conn) = self.io.conns.get_mut(&id) {
             conn.input = input;
@@ -381,7 +445,12 @@ impl<W: StoreWorld> Daemon<W> {
                 Ok(None) => break,
                 Ok(Some(frame)) => {
                     let Frame { header, body } = &frame;
+                    self.io.journal.begin(id);
                     self.core.request(&mut self.io, id, header, body);
+                    // All that it has done counts from here on, and nothing before.
+                    self.io.journal.done(id, frame.size());
+                    self.io.journal.request(id, header, body);
+                    self.io.journal.commit();
                     used += frame.size();
                     *left -= 1;
                 }
@@ -400,17 +469,28 @@ impl<W: StoreWorld> Daemon<W> {
             return Ok(false);
         };
         let mut moved = false;
+        let journal = &mut self.io.journal;
         while conn.writable {
+            let events = conn.output.fill();
+            if events > 0 {
+                journal.moved(id, events);
+                journal.commit();
+            }
             let bytes = conn.output.bytes();
             if bytes.is_empty() {
                 break;
             }
             let len = match &mut conn.transport {
-                Transport::Ring(ring) => ring
-                    .send(bytes)
-                    .map_err(|error| End::Fault(RingFault::Index, error.to_string()))?,
+                Transport::Ring(ring) => {
+                    let sent = ring.send(bytes);
+                    let len = sent.map_err(|error| End::Fault(RingFault::Index, error.to_string()))?;
+                    journal.given(id, len);
+                    journal.commit();
+                    len
+                }
                 Transport::Socket(fd) => {
-                    match rustix::net::send(&*fd, bytes, SendFlags::NOSIGNAL) {
+                    let sent = journal.send(fd.as_fd(), id, bytes);
+                    match sent.unwrap_or_else(|| net::send(&*fd, bytes, SendFlags::NOSIGNAL)) {
                         Ok(len) => len,
                         Err(OsErrno::AGAIN | OsErrno::INTR) => 0,
                         Err(_) => return Err(End::Closed),
@@ -446,19 +526,31 @@ impl<W: StoreWorld> Daemon<W> {
                 let line = format!("{who} {why}: its connection is ended");
                 log(&line);
             }
+            conn.failed = Some(fault);
+            let what = conn.what();
             if let Transport::Ring(ring) = &mut conn.transport {
+                self.io.journal.rebound(id, what);
+                self.core.restart(id);
+                self.io.journal.restarted(id);
+                self.io.journal.commit();
                 ring.fail(fault);
                 let port = ring.port;
                 conn.begin();
-                conn.failed = true;
+                conn.failed = Some(fault);
                 self.io.world.notify(port);
                 self.io.served(id, false);
-                self.core.restart(id);
                 return;
             }
         }
         self.core.detach(id);
-        self.io.remove(id);
+        self.io.journal.detached(id);
+        let conn = self.io.remove(id);
+        self.io.journal.commit();
+        // It is closed for its peer when that counts.
+        if let Some(Transport::Socket(fd)) = conn.map(|conn| conn.transport) {
+            hang_up(&fd);
+            self.io.forget(id);
+        }
     }
 }
 
@@ -466,9 +558,18 @@ fn has_message(input: &[u8]) -> bool {
     !matches!(xs_wire::peek(input), Ok(None))
 }
 
-/// Reads up to [`READ_SIZE`] bytes into an empty buffer.
-fn receive(fd: &std::os::fd::OwnedFd, to: &mut Vec<u8>) -> Result<usize, OsErrno> {
-    to.reserve_exact(READ_SIZE);
-    let (len, _) = rustix::net::recv(fd, rustix::buffer::spare_capacity(to), RecvFlags::empty())?;
+/// Reads up to [`RECEIVE_MAX`] bytes into an empty buffer.
+fn receive(
+    journal: &mut Journal,
+    fd: &OwnedFd,
+    id: ConnId,
+    to: &mut Vec<u8>,
+) -> Result<usize, OsErrno> {
+    if let Some(result) = journal.receive(fd.as_fd(), id, to) {
+        return result;
+    }
+    to.reserve_exact(RECEIVE_MAX);
+    let room = rustix::buffer::spare_capacity(to);
+    let (len, _) = net::recv(fd, room, RecvFlags::empty())?;
     Ok(len)
 }

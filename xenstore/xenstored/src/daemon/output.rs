@@ -15,6 +15,17 @@ const HIGH_WATER: usize = 64 << 10;
 /// What an event is counted as beside its text.
 const EVENT_OVERHEAD: usize = 64;
 
+/// What has become of an event.
+#[derive(Debug)]
+pub enum Added<'a> {
+    /// These bytes.
+    Bytes(&'a [u8]),
+    /// It waits.
+    Waiting(&'a Event),
+    /// An equal one waits already.
+    Nothing,
+}
+
 /// One client's output.
 #[derive(Debug, Default)]
 pub struct Output {
@@ -41,8 +52,9 @@ impl Output {
         self.waiting_size
     }
 
-    /// Adds a reply.
-    pub fn reply(&mut self, op: Op, request: &Header, body: &[u8]) {
+    /// Adds a reply; returns its bytes.
+    pub fn reply(&mut self, op: Op, request: &Header, body: &[u8]) -> &[u8] {
+        let from = self.bytes.len();
         let header = Header {
             op: op.code(),
             len: body.len() as u32,
@@ -50,30 +62,61 @@ impl Output {
         };
         self.bytes.extend_from_slice(&header.encode());
         self.bytes.extend_from_slice(body);
+        &self.bytes[from..]
     }
 
-    /// Adds an event.
-    pub fn event(&mut self, event: Event) {
+    /// Adds an event; returns what has become of it.
+    pub fn event(&mut self, event: Event) -> Added<'_> {
         if self.has_room() {
+            let from = self.bytes.len();
             self.encode(&event);
-        } else if !self.known.contains(&event) {
-            self.waiting_size += size(&event);
-            self.known.insert(event.clone());
-            self.waiting.push_back(event);
+            Added::Bytes(&self.bytes[from..])
+        } else if self.known.contains(&event) {
+            Added::Nothing
+        } else {
+            self.wait(event);
+            self.waiting.back().map_or(Added::Nothing, Added::Waiting)
         }
     }
 
-    /// The bytes to send next.
-    pub fn bytes(&mut self) -> &[u8] {
-        while self.bytes.len() - self.sent < HIGH_WATER {
-            let Some(event) = self.waiting.pop_front() else {
-                break;
-            };
-            self.known.remove(&event);
-            self.waiting_size -= size(&event);
-            self.encode(&event);
+    /// Adds bytes.
+    pub fn push(&mut self, bytes: &[u8]) {
+        self.bytes.extend_from_slice(bytes);
+    }
+
+    /// Adds an event behind all that waits.
+    pub fn wait(&mut self, event: Event) {
+        self.waiting_size += size(&event);
+        self.known.insert(event.clone());
+        self.waiting.push_back(event);
+    }
+
+    /// Makes bytes of events that wait, while there is room; returns of how many.
+    pub fn fill(&mut self) -> usize {
+        let mut moved = 0;
+        while self.bytes.len() - self.sent < HIGH_WATER && self.move_one().is_some() {
+            moved += 1;
         }
+        moved
+    }
+
+    /// Makes bytes of the first event that waits; `None` if none does.
+    pub fn move_one(&mut self) -> Option<()> {
+        let event = self.waiting.pop_front()?;
+        self.known.remove(&event);
+        self.waiting_size -= size(&event);
+        self.encode(&event);
+        Some(())
+    }
+
+    /// The bytes to send next, beside the events that wait: see [`fill`](Self::fill).
+    pub fn bytes(&self) -> &[u8] {
         &self.bytes[self.sent..]
+    }
+
+    /// The events that wait.
+    pub fn waiting(&self) -> &VecDeque<Event> {
+        &self.waiting
     }
 
     /// Takes note that so many of the bytes were sent.
@@ -144,6 +187,7 @@ mod tests {
         );
         let mut got = Vec::new();
         loop {
+            output.fill();
             let bytes = output.bytes();
             if bytes.is_empty() {
                 break;

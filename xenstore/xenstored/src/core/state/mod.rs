@@ -249,6 +249,11 @@ impl Core {
         }
     }
 
+    /// The time as last told.
+    pub fn now(&self) -> Duration {
+        self.turns.now()
+    }
+
     /// The trees of the open transactions, and these.
     fn versions(&self) -> Vec<Version> {
         let mut trees: HashMap<u64, (&Tree, Vec<TransactionState>)> = HashMap::new();

@@ -1,0 +1,235 @@
+//! From what a file holds to what the daemon was.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use xs_wire::Header;
+
+use super::answers::Replay;
+use super::conns::{What, read_event};
+use super::file::{Content, Log};
+use super::record::{self, Kind};
+use crate::core::state::State;
+use crate::core::{ConnId, Core};
+use crate::daemon::Output;
+
+/// What an earlier daemon was.
+#[derive(Debug)]
+pub struct Recovered {
+    /// The store.
+    pub core: Core,
+    /// The connections.
+    pub conns: BTreeMap<ConnId, RecoveredConn>,
+    /// The last number given to a connection.
+    pub last_id: u64,
+    /// Requests that had another outcome this time, which tells of a daemon that does things differently.
+    pub strayed: usize,
+    /// A connection whose request has ended the daemon again and again.
+    pub poison: Option<ConnId>,
+    pub(super) received: u64,
+    pub(super) sent: u64,
+}
+
+/// A connection.
+#[derive(Debug)]
+pub struct RecoveredConn {
+    /// What it is.
+    pub what: What,
+    /// Input to carry out first.
+    pub input: Vec<u8>,
+    /// Output to send first.
+    pub output: Output,
+    /// How many bytes of the file's buffer are its input too, and by which call they came.
+    fresh: usize,
+    fresh_call: u64,
+}
+
+/// Takes a file's content for what it is, or says why it cannot be.
+pub fn recover(content: Content) -> Result<Recovered, String> {
+    // A file that somebody has changed may say what no daemon was.
+    let work = AssertUnwindSafe(|| {
+        let (core, strayed) = core(&content.logs[Log::Core as usize])
+            .ok_or("is damaged: what it says of the store makes no sense")?;
+        let mut io = conns(&content).ok_or("is damaged: what it says of connections makes no sense")?;
+        (io.core, io.strayed, io.poison) = (core, strayed, content.poison);
+        Ok::<_, &str>(io)
+    });
+    match catch_unwind(work) {
+        Ok(result) => result.map_err(str::to_owned),
+        Err(_) => Err("is damaged: it cannot be taken up".to_owned()),
+    }
+}
+
+/// The store, and how many requests had another outcome than before.
+fn core(mut log: &[u8]) -> Option<(Core, usize)> {
+    let mut bytes = Vec::new();
+    let mut next = record::next(&mut log);
+    while let Some(record) = next
+        && record.kind == Kind::Snapshot
+    {
+        bytes.extend_from_slice(record.payload);
+        next = record::next(&mut log);
+    }
+    let state = State::decode(&bytes).ok()?;
+    drop(bytes);
+    let mut core = Core::import(state);
+    let mut strayed = 0;
+    let mut answers: &[u8] = &[];
+    while let Some(record) = next {
+        let mut host = Replay::new(answers);
+        answers = &[];
+        match record.kind {
+            Kind::Answers => answers = record.payload,
+            Kind::Request => {
+                let (header, body) = record.payload.split_first_chunk()?;
+                let header = Header::decode(header);
+                core.request(&mut host, record.conn, &header, body);
+            }
+            Kind::Attach => core.attach_dom0(record.conn),
+            Kind::Detach => core.detach(record.conn),
+            Kind::Restart => core.restart(record.conn),
+            Kind::Domains => core.domains_changed(&mut host),
+            Kind::Time => core.pass_time(&mut host, Duration::from_nanos(record.conn.0)),
+            _ => return None,
+        }
+        if record.kind != Kind::Answers && (!host.is_done() || host.outputs != record.aux) {
+            strayed += 1;
+        }
+        next = record::next(&mut log);
+    }
+    log.is_empty().then_some((core, strayed))
+}
+
+/// The connections.
+fn conns(content: &Content) -> Option<Recovered> {
+    let mut log = &content.logs[Log::Io as usize][..];
+    let first = record::next(&mut log).filter(|record| record.kind == Kind::Counts)?;
+    let number = |at: usize| -> Option<u64> {
+        let bytes = first.payload.get(at..at + 8)?;
+        Some(u64::from_le_bytes(bytes.try_into().ok()?))
+    };
+    let mut this = Recovered {
+        core: Core::new(Default::default()),
+        conns: BTreeMap::new(),
+        last_id: first.conn.0,
+        strayed: 0,
+        poison: None,
+        received: number(0)?,
+        sent: number(8)?,
+    };
+    while !log.is_empty() {
+        let record = record::next(&mut log)?;
+        this.apply(&record)?;
+    }
+    this.finish(content)?;
+    Some(this)
+}
+
+impl Recovered {
+    fn apply(&mut self, record: &record::Record<'_>) -> Option<()> {
+        let len = record.aux as usize;
+        match record.kind {
+            Kind::Open => {
+                let conn = RecoveredConn {
+                    what: What::decode(record.payload)?,
+                    input: Vec::new(),
+                    output: Output::default(),
+                    fresh: 0,
+                    fresh_call: 0,
+                };
+                self.last_id = self.last_id.max(record.conn.0);
+                return self.conns.insert(record.conn, conn).is_none().then_some(());
+            }
+            Kind::Close => return self.conns.remove(&record.conn).map(drop),
+            Kind::Received => self.received += 1,
+            Kind::Sent => self.sent += 1,
+            _ => {}
+        }
+        let conn = self.conns.get_mut(&record.conn)?;
+        match record.kind {
+            Kind::Received => {
+                if conn.fresh != 0 || conn.what != What::Socket {
+                    return None;
+                }
+                (conn.fresh, conn.fresh_call) = (len, self.received);
+            }
+            Kind::Kept => conn.input.extend_from_slice(record.payload),
+            Kind::More => {
+                conn.taken(record.payload.len())?;
+                conn.input.extend_from_slice(record.payload);
+            }
+            Kind::Done => {
+                let kept = len.min(conn.input.len());
+                conn.input.drain(..kept);
+                conn.taken(len - kept)?;
+            }
+            Kind::Output => conn.output.push(record.payload),
+            Kind::Waiting => conn.output.wait(read_event(record.aux, record.payload)?),
+            Kind::Moved => {
+                for _ in 0..len {
+                    conn.output.move_one()?;
+                }
+            }
+            Kind::Sent | Kind::Given => conn.sent(len)?,
+            Kind::Rebound => {
+                conn.what = What::decode(record.payload)?;
+                conn.input.clear();
+                conn.output = Output::default();
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    /// Takes in what the last socket calls did that nobody could write down any more.
+    fn finish(&mut self, content: &Content) -> Option<()> {
+        let (conn, number, bytes) = &content.receive;
+        for (id, known) in &mut self.conns {
+            if known.fresh > 0 {
+                let bytes = bytes.as_ref().filter(|_| {
+                    id == conn && known.fresh_call == *number && *number == self.received
+                })?;
+                let from = bytes.len().checked_sub(known.fresh)?;
+                known.input.extend_from_slice(&bytes[from..]);
+                known.fresh = 0;
+            }
+        }
+        if *number == self.received + 1
+            && let Some(bytes) = bytes
+        {
+            self.received += 1;
+            self.conns.get_mut(conn)?.input.extend_from_slice(bytes);
+        }
+        let (conn, number, len) = content.send;
+        if number == self.sent + 1
+            && let Some(len) = len
+        {
+            self.sent += 1;
+            self.conns.get_mut(&conn)?.sent(len as usize)?;
+        }
+        Some(())
+    }
+}
+
+impl RecoveredConn {
+    /// So many bytes more were taken from where they came.
+    fn taken(&mut self, len: usize) -> Option<()> {
+        match &mut self.what {
+            What::Socket => self.fresh = self.fresh.checked_sub(len)?,
+            What::Ring(ring) => ring.taken = ring.taken.wrapping_add(len as u32),
+        }
+        Some(())
+    }
+
+    fn sent(&mut self, len: usize) -> Option<()> {
+        if len > self.output.bytes().len() {
+            return None;
+        }
+        self.output.sent(len);
+        if let What::Ring(ring) = &mut self.what {
+            ring.given = ring.given.wrapping_add(len as u32);
+        }
+        Some(())
+    }
+}
