@@ -106,7 +106,10 @@ pub fn run(options: &Options, ready: Ready) -> Result<ExitCode, Failure> {
         }
         failures = if said.ready { 0 } else { failures + 1 };
         if failures >= FAILURES_MAX {
-            return Err(format!("{failures} daemons in a row ended with {status} before they served").into());
+            return Err(format!(
+                "{failures} daemons in a row ended with {status} before they served"
+            )
+            .into());
         }
         log(&format!(
             "the daemon ended with {status}: it is started again, with {} sockets",
@@ -134,7 +137,9 @@ fn bind(options: &Options) -> Result<Socket, Failure> {
         return Err(format!("{} answers: another keeper runs", path.display()).into());
     }
     match fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(named(error).into()),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(named(error).into());
+        }
         _ => {}
     }
     let old = rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o177));
@@ -166,7 +171,9 @@ fn start(program: &Path, socket: &Path, said: &Said) -> Result<Child, Failure> {
     }
     if fds.len() < said.fds.len() {
         let lost = said.fds.len() - fds.len();
-        log(&format!("{lost} connections are too many to be handed over and are lost"));
+        log(&format!(
+            "{lost} connections are too many to be handed over and are lost"
+        ));
     }
     os::hand_over(&mut command, &fds)?;
     let child = command.spawn();
@@ -194,7 +201,12 @@ impl Said {
             let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
             let mut control = RecvAncillaryBuffer::new(&mut space);
             let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
-            let received = recvmsg(socket, &mut [IoSliceMut::new(&mut text)], &mut control, flags);
+            let received = recvmsg(
+                socket,
+                &mut [IoSliceMut::new(&mut text)],
+                &mut control,
+                flags,
+            );
             let len = match received {
                 Ok(message) => message.bytes,
                 Err(rustix::io::Errno::INTR) => continue,

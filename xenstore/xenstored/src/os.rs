@@ -248,7 +248,9 @@ pub fn hand_over(command: &mut Command, fds: &[(&str, BorrowedFd<'_>)]) -> Resul
     let count = i32::try_from(fds.len())?;
     // Copies above those numbers that they are to get, so that none is in another's way.
     let above = FIRST_DESCRIPTOR + count;
-    let copies = fds.iter().map(|(_, fd)| rustix::io::fcntl_dupfd_cloexec(fd, above));
+    let copies = fds
+        .iter()
+        .map(|(_, fd)| rustix::io::fcntl_dupfd_cloexec(fd, above));
     let copies = copies.collect::<Result<Vec<OwnedFd>, _>>()?;
     let names: Vec<&str> = fds.iter().map(|(name, _)| *name).collect();
     command

@@ -180,7 +180,9 @@ impl<W: StoreWorld> Io<W> {
     pub fn add_ring(&mut self, dom: DomId, remote: Port, features: u32) -> Result<ConnId, Error> {
         let memory = self.world.map_ring(dom)?;
         let port = self.world.bind(dom, remote)?;
-        let id = self.add(Transport::Ring(Ring::new(memory, dom, remote, port, features)));
+        let id = self.add(Transport::Ring(Ring::new(
+            memory, dom, remote, port, features,
+        )));
         // Requests may lie there already, and the peer may wait for a sign of us.
         self.wake(id);
         self.world.notify(port);

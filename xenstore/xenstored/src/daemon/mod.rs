@@ -483,7 +483,8 @@ impl<W: StoreWorld> Daemon<W> {
             let len = match &mut conn.transport {
                 Transport::Ring(ring) => {
                     let sent = ring.send(bytes);
-                    let len = sent.map_err(|error| End::Fault(RingFault::Index, error.to_string()))?;
+                    let len =
+                        sent.map_err(|error| End::Fault(RingFault::Index, error.to_string()))?;
                     journal.given(id, len);
                     journal.commit();
                     len

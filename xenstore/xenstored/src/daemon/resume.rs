@@ -100,11 +100,9 @@ impl<W: StoreWorld> Daemon<W> {
                     Some(fd) => Ok((Transport::Socket(fd), Some(0))),
                     None => Err("its socket was not kept".to_owned()),
                 },
-                What::Ring(at) => {
-                    resume_ring(&mut self.io, &at, conn.output.bytes().len())
-                        .map(|(ring, sent)| (Transport::Ring(ring), sent))
-                        .map_err(|error| error.to_string())
-                }
+                What::Ring(at) => resume_ring(&mut self.io, &at, conn.output.bytes().len())
+                    .map(|(ring, sent)| (Transport::Ring(ring), sent))
+                    .map_err(|error| error.to_string()),
             };
             let (transport, sent) = match result {
                 Ok((transport, sent)) => (transport, sent),

@@ -87,7 +87,12 @@ impl Ring {
 
     /// Takes a ring into use again that an earlier daemon served until it was killed. `kept` bytes are still to be put on
     /// it as far as was known; returns how many of them lie there already, or `None` if its owner has meddled with it.
-    pub fn resume(memory: RingMemory, at: &RingAt, port: Port, kept: usize) -> (Ring, Option<usize>) {
+    pub fn resume(
+        memory: RingMemory,
+        at: &RingAt,
+        port: Port,
+        kept: usize,
+    ) -> (Ring, Option<usize>) {
         let mut ring = Ring {
             ring: ByteRing::daemon(memory, STORE),
             dom: at.dom,
@@ -202,7 +207,9 @@ impl Ring {
 
     fn set_error(&mut self, error: u32) {
         if self.features & settings::ERROR != 0 {
-            self.ring.memory().store_u32(ERROR, error, Ordering::Release);
+            self.ring
+                .memory()
+                .store_u32(ERROR, error, Ordering::Release);
         }
     }
 }

@@ -117,8 +117,12 @@ impl Log {
 impl StateFile {
     /// Opens the file, for this daemon alone, and reads what it holds. `None` if that is not of use, with the reason told
     /// to `say`.
-    pub fn open(path: &Path, say: &mut dyn FnMut(String)) -> Result<(StateFile, Option<Content>), Failure> {
-        let named = |what: &str, error: io::Error| format!("cannot {what} {}: {error}", path.display());
+    pub fn open(
+        path: &Path,
+        say: &mut dyn FnMut(String),
+    ) -> Result<(StateFile, Option<Content>), Failure> {
+        let named =
+            |what: &str, error: io::Error| format!("cannot {what} {}: {error}", path.display());
         if let Some(folder) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
             fs::create_dir_all(folder).map_err(|error| named("make the folder of", error))?;
         }
@@ -256,7 +260,8 @@ impl StateFile {
         }
         // What was written before is read by nobody in this life.
         if log == Log::Core && area.len - area.forgotten > CHUNK {
-            self.map.forget(base + area.forgotten, area.len - area.forgotten);
+            self.map
+                .forget(base + area.forgotten, area.len - area.forgotten);
             area.forgotten = area.len;
         }
         true
@@ -279,7 +284,12 @@ impl StateFile {
     }
 
     /// Receives from a socket; the outcome is in the file before anybody can kill this process.
-    pub fn receive(&mut self, socket: BorrowedFd<'_>, conn: ConnId, to: &mut Vec<u8>) -> Result<usize, Errno> {
+    pub fn receive(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        conn: ConnId,
+        to: &mut Vec<u8>,
+    ) -> Result<usize, Errno> {
         self.begin_call(AT_RECEIVE, conn, self.received + 1);
         let header = AT_RECEIVE + CALL_MESSAGE;
         let len = self.map.receive(socket, header, AT_BUFFER, BUFFER)?;
@@ -293,7 +303,12 @@ impl StateFile {
     }
 
     /// Sends on a socket; the outcome is in the file before anybody can kill this process.
-    pub fn send(&mut self, socket: BorrowedFd<'_>, conn: ConnId, bytes: &[u8]) -> Result<usize, Errno> {
+    pub fn send(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        conn: ConnId,
+        bytes: &[u8],
+    ) -> Result<usize, Errno> {
         self.begin_call(AT_SEND, conn, self.sent + 1);
         let len = self.map.send(socket, AT_SEND + CALL_MESSAGE, bytes)?;
         fault::point();
@@ -381,7 +396,9 @@ fn read(file: &File) -> Result<Option<Content>, String> {
         return Ok(None);
     }
     if len != TOTAL as u64 {
-        return Err(format!("has {len} bytes, not {TOTAL}: it is no state, or another version's"));
+        return Err(format!(
+            "has {len} bytes, not {TOTAL}: it is no state, or another version's"
+        ));
     }
     let piece = |at: usize, len: usize| {
         let mut bytes = vec![0; len];
@@ -403,7 +420,9 @@ fn read(file: &File) -> Result<Option<Content>, String> {
         return Err("is from before this machine was started".into());
     }
     if word(AT_ATTEMPTS) >= ATTEMPTS_MAX {
-        return Err(format!("{ATTEMPTS_MAX} daemons in a row ended while they took it up"));
+        return Err(format!(
+            "{ATTEMPTS_MAX} daemons in a row ended while they took it up"
+        ));
     }
     let quick = uptime().saturating_sub(word(AT_STARTED)) < LONG_LIFE_S;
     let panics = word(AT_PANICS);
@@ -426,7 +445,9 @@ fn read(file: &File) -> Result<Option<Content>, String> {
         (len != UNKNOWN).then_some(len)
     };
     let received = match moved(AT_RECEIVE) {
-        Some(len) if len as usize > BUFFER => return Err("is damaged: more was received than can be".into()),
+        Some(len) if len as usize > BUFFER => {
+            return Err("is damaged: more was received than can be".into());
+        }
         len => len.map(|len| head[AT_BUFFER..AT_BUFFER + len as usize].to_vec()),
     };
     let call = |at: usize| (ConnId(word(at + CALL_CONN)), word(at + CALL_NUMBER));

@@ -57,19 +57,16 @@ impl Map {
 
     /// Makes memory for a piece of the file; touching a piece without would kill the process when memory is short.
     pub fn allocate(&self, at: usize, len: usize) -> io::Result<()> {
-        rustix::fs::fallocate(
-            &self.file,
-            FallocateFlags::empty(),
-            at as u64,
-            len as u64,
-        )?;
+        rustix::fs::fallocate(&self.file, FallocateFlags::empty(), at as u64, len as u64)?;
         Ok(())
     }
 
     /// Gives the memory of a piece back; it reads as zeros from now on.
     pub fn punch(&self, at: usize, len: usize) -> io::Result<()> {
         let flags = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
-        Ok(rustix::fs::fallocate(&self.file, flags, at as u64, len as u64)?)
+        Ok(rustix::fs::fallocate(
+            &self.file, flags, at as u64, len as u64,
+        )?)
     }
 
     /// Takes whole pages out of our memory, not out of the file.
@@ -94,7 +91,10 @@ impl Map {
     /// Stores bytes.
     #[inline]
     pub fn write(&mut self, at: usize, bytes: &[u8]) {
-        assert!(at <= self.len && bytes.len() <= self.len - at, "outside the state file");
+        assert!(
+            at <= self.len && bytes.len() <= self.len - at,
+            "outside the state file"
+        );
         // SAFETY: within the mapping, as just looked at; `bytes` cannot overlap it, as no reference into it is ever made.
         unsafe {
             std::ptr::copy_nonoverlapping(bytes.as_ptr(), self.base.as_ptr().add(at), bytes.len());
@@ -103,7 +103,10 @@ impl Map {
 
     /// Loads bytes.
     pub fn read(&self, at: usize, to: &mut [u8]) {
-        assert!(at <= self.len && to.len() <= self.len - at, "outside the state file");
+        assert!(
+            at <= self.len && to.len() <= self.len - at,
+            "outside the state file"
+        );
         // SAFETY: as for `write`.
         unsafe {
             std::ptr::copy_nonoverlapping(self.base.as_ptr().add(at), to.as_mut_ptr(), to.len());
@@ -114,7 +117,10 @@ impl Map {
     /// word does.
     #[inline]
     pub fn word(&self, at: usize) -> &AtomicU64 {
-        assert!(at.is_multiple_of(8) && at + 8 <= self.len, "outside the state file");
+        assert!(
+            at.is_multiple_of(8) && at + 8 <= self.len,
+            "outside the state file"
+        );
         // SAFETY: within the mapping and aligned, as just looked at; the mapping lives as long as `self`, and an atomic
         // may be changed by whoever maps the file.
         unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(at).cast()) }
@@ -129,7 +135,10 @@ impl Map {
         at: usize,
         room: usize,
     ) -> Result<usize, Errno> {
-        assert!(at <= self.len && room <= self.len - at, "outside the state file");
+        assert!(
+            at <= self.len && room <= self.len - at,
+            "outside the state file"
+        );
         // SAFETY: within the mapping, as just looked at.
         let buffer = unsafe { self.base.as_ptr().add(at) };
         let message = self.message(header, buffer, room);
@@ -137,7 +146,13 @@ impl Map {
         // SAFETY: `message` is one header in our mapping whose only pointer goes to `room` bytes there; the kernel writes
         // to both, and nobody has a reference to either.
         let done = unsafe {
-            libc::recvmmsg(socket.as_raw_fd(), message, 1, flags as _, std::ptr::null_mut())
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                message,
+                1,
+                flags as _,
+                std::ptr::null_mut(),
+            )
         };
         self.outcome(done, header)
     }

@@ -304,12 +304,6 @@ fn only_looks(header: &Header) -> bool {
     header.tx_id == 0
         && matches!(
             Op::from_code(header.op),
-            Some(
-                Op::Read
-                    | Op::Directory
-                    | Op::DirectoryPart
-                    | Op::GetPerms
-                    | Op::GetDomainPath
-            )
+            Some(Op::Read | Op::Directory | Op::DirectoryPart | Op::GetPerms | Op::GetDomainPath)
         )
 }

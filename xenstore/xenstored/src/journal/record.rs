@@ -60,8 +60,7 @@ impl Kind {
         use Kind::*;
         const ALL: [Kind; 21] = [
             Counts, Open, Close, Received, Kept, More, Done, Output, Waiting, Moved, Sent, Given,
-            Rebound, Snapshot, Request, Attach, Detach, Domains, Time,
-            Answers, Restart,
+            Rebound, Snapshot, Request, Attach, Detach, Domains, Time, Answers, Restart,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == code)
     }

@@ -51,7 +51,8 @@ pub fn recover(content: Content) -> Result<Recovered, String> {
     let work = AssertUnwindSafe(|| {
         let (core, strayed) = core(&content.logs[Log::Core as usize])
             .ok_or("is damaged: what it says of the store makes no sense")?;
-        let mut io = conns(&content).ok_or("is damaged: what it says of connections makes no sense")?;
+        let mut io =
+            conns(&content).ok_or("is damaged: what it says of connections makes no sense")?;
         (io.core, io.strayed, io.poison) = (core, strayed, content.poison);
         Ok::<_, &str>(io)
     });
