@@ -7,17 +7,19 @@ use xen_sys::DomId;
 
 use crate::backends::{Class, Server};
 use crate::build::build;
+use crate::claims::Claims;
 use crate::destroy;
 use crate::error::{Error, Kind, Result};
-use crate::lock::{About, Lock};
+use crate::index::{self, Answer};
 use crate::nodes::{self, Facts, Nic, Nodes, PhysicalDevice};
 use crate::os::{self, Interfaces, LoopDevice};
 use crate::prepare::{Disk, Prepared, Target};
-use crate::store::{Awaited, Look, StoreControl, find_by_name, wait_backends};
+use crate::storage::Id;
+use crate::store::{Awaited, Look, StoreControl, find_among_all, wait_backends};
 use crate::times;
 use crate::underway::Underway;
 use crate::userdata::{self, Userdata};
-use crate::{interrupt, uuid};
+use crate::{interrupt, storage, uuid};
 
 /// How long back ends may take to take notice of a new guest.
 const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -87,10 +89,10 @@ pub fn create_guarded<'a, C: DomainControl, S: StoreControl>(
 ) -> Result<DomainGuard<'a, C, S>> {
     guest.check_host()?;
     let servers = Servers::find(store, guest)?;
-    // Two that are created at once must see each other's names and disks.
-    let lock = Lock::take(About::Creating)?;
-    check_name(store, &guest.config.name)?;
-    check_disks(store, &guest.disks)?;
+    // Two that are created at once must not have the same name or disk.
+    let _claims = claim(guest)?;
+    let indexed = check_name(store, &guest.config.name)?;
+    check_disks(store, &guest.disks, indexed)?;
     if guest.config.uuid.is_some() {
         check_uuid(control, &guest.uuid)?;
     }
@@ -123,10 +125,11 @@ pub fn create_guarded<'a, C: DomainControl, S: StoreControl>(
         now: now(),
     };
     // Nobody looks at the nodes of a domain that is not introduced: no transaction is needed for them.
-    nodes::guest(&facts)
-        .compact()
-        .write(store, None)
-        .map_err(declare_error(guest))?;
+    let mut home = nodes::guest(&facts).compact();
+    if indexed {
+        home.extend(index::guest(dom, &guest.config.name, &guest.disks));
+    }
+    home.write(store, None).map_err(declare_error(guest))?;
     let mut devices = Nodes::default();
     let mut loops = Vec::new();
     for disk in &guest.disks {
@@ -148,7 +151,6 @@ pub fn create_guarded<'a, C: DomainControl, S: StoreControl>(
         })?;
     }
     times::mark("declare");
-    drop(lock);
 
     store
         .introduce(dom, built.store.0, built.store.1)
@@ -209,9 +211,30 @@ fn declare_error(guest: &Prepared) -> impl Fn(xs_wire::StoreError) -> Error + us
     move |error| Error::store("declare to the store", &name)(error)
 }
 
-fn check_name(store: &impl Store, name: &str) -> Result<()> {
-    match find_by_name(store, name)? {
-        None => Ok(()),
+fn claim(guest: &Prepared) -> Result<Claims> {
+    let claims = Claims::begin()?;
+    let name = &guest.config.name;
+    claims.add(&format!("name {name}"), true, &format!("the name {name}"))?;
+    // A disk of its own that is named twice is found later.
+    for (index, disk) in guest.disks.iter().enumerate() {
+        let before = &guest.disks[..index];
+        if !before.iter().any(|other| other.id == disk.id) {
+            let what = format!("the disk {}", disk.config.target.display());
+            claims.add(&format!("{:?}", disk.id), disk.config.writable, &what)?;
+        }
+    }
+    Ok(claims)
+}
+
+/// Refuses a name that is taken; tells whether the index was asked.
+fn check_name(store: &impl Store, name: &str) -> Result<bool> {
+    let failed = || Error::store("look for the name", name);
+    let (indexed, taken) = match index::by_name(store, name).map_err(failed())? {
+        Answer::Known(dom) => (true, dom),
+        Answer::Unknown => (false, find_among_all(store, name).map_err(failed())?),
+    };
+    match taken {
+        None => Ok(indexed),
         Some(dom) => Err(
             Error::new("create", name, format!("domain {dom} has this name"))
                 .kind(Kind::Invalid)
@@ -240,32 +263,86 @@ fn check_uuid(control: &impl DomainControl, id: &[u8; 16]) -> Result<()> {
     }
 }
 
-/// Refuses a disk that a running guest writes to, and one that shall be written to while another reads.
-fn check_disks(store: &impl Store, disks: &[Disk]) -> Result<()> {
-    if disks.is_empty() {
-        return Ok(());
-    }
+/// Refuses storage that a running guest or dom0 writes to, and storage that shall be written to while one
+/// of them reads it.
+fn check_disks(store: &impl Store, disks: &[Disk], indexed: bool) -> Result<()> {
     for (index, disk) in disks.iter().enumerate() {
-        let twin = disks[..index]
-            .iter()
-            .find(|other| other.target == disk.target);
+        let twin = disks[..index].iter().find(|other| share(other.id, disk.id));
         if let Some(twin) = twin
             && (twin.config.writable || disk.config.writable)
         {
             return Err(shared(disk, "this guest itself"));
         }
+        check_dom0(disk)?;
     }
-    for used in used_disks(store)? {
-        let conflict = disks
+    if disks.is_empty() {
+        return Ok(());
+    }
+    let failed = || Error::store("look which disks are in use", "");
+    let all = match indexed {
+        true => Vec::new(),
+        false => index::all_users(store).map_err(failed())?,
+    };
+    for disk in disks {
+        let mut ids = disk.id.relatives();
+        ids.push(disk.id);
+        let mut users = Vec::new();
+        for id in ids {
+            match indexed {
+                true => users.extend(index::users(store, id).map_err(failed())?),
+                false => users.extend(
+                    all.iter()
+                        .filter(|(other, _)| *other == id)
+                        .map(|(_, u)| u.clone()),
+                ),
+            }
+        }
+        let conflict = users
             .iter()
-            .find(|disk| disk.target == used.target && (disk.config.writable || used.writable));
-        if let Some(disk) = conflict {
-            let how = if used.writable { "writes to" } else { "reads" };
+            .find(|user| disk.config.writable || user.writable);
+        if let Some(user) = conflict {
+            let how = if user.writable { "writes to" } else { "reads" };
             return Err(shared(
                 disk,
-                &format!("domain {}, which {how} it,", used.dom),
+                &format!("domain {}, which {how} it,", user.dom),
             ));
         }
+    }
+    Ok(())
+}
+
+fn share(a: Id, b: Id) -> bool {
+    a == b || a.relatives().contains(&b)
+}
+
+/// Dom0 may read what the guest only reads, and nothing else.
+fn check_dom0(disk: &Disk) -> Result<()> {
+    let step = "use the disk";
+    let object = || format!("{} ({})", disk.config.target.display(), disk.config.vdev);
+    let mut ids = disk.id.relatives();
+    ids.push(disk.id);
+    for id in ids {
+        if let Some((point, writable)) = id.mounted()
+            && (writable || disk.config.writable)
+        {
+            let how = if writable { "" } else { " read-only" };
+            return Err(Error::new(
+                step,
+                object(),
+                format!("dom0 has it mounted{how} on {point}"),
+            )
+            .kind(Kind::Invalid)
+            .hint(format!("`umount {point}` first")));
+        }
+    }
+    if matches!(disk.id, Id::Block(..))
+        && disk.config.writable
+        && storage::is_held(&disk.config.target).map_err(|e| Error::system(step, object(), &e))?
+    {
+        let cause = "dom0 uses it: mounted, or part of LVM, RAID or swap";
+        return Err(Error::new(step, object(), cause)
+            .kind(Kind::Invalid)
+            .hint("`lsblk` shows what is made of it"));
     }
     Ok(())
 }
@@ -275,38 +352,6 @@ fn shared(disk: &Disk, by: &str) -> Error {
     Error::new("use the disk", object, format!("it is in use by {by}"))
         .kind(Kind::Invalid)
         .hint("two guests may share a disk only if both have it read-only (access=r)")
-}
-
-/// A disk of a running guest.
-struct UsedDisk {
-    dom: String,
-    target: Target,
-    writable: bool,
-}
-
-fn used_disks(store: &impl Store) -> Result<Vec<UsedDisk>> {
-    let failed = Error::store("look which disks are in use", "");
-    let above = "/local/domain/0/backend/vbd";
-    let collect = || {
-        let mut out = Vec::new();
-        for dom in crate::store::children(store, None, above)? {
-            for number in crate::store::children(store, None, &format!("{above}/{dom}"))? {
-                let at = format!("{above}/{dom}/{number}");
-                let get = |key: &str| crate::store::text(store, None, &format!("{at}/{key}"));
-                let writable = get("mode")?.is_some_and(|mode| mode.contains('w'));
-                let params = get("params")?.unwrap_or_default();
-                if let Ok(Some(target)) = Target::of(params.as_ref()) {
-                    out.push(UsedDisk {
-                        dom: dom.clone(),
-                        target,
-                        writable,
-                    });
-                }
-            }
-        }
-        Ok(out)
-    };
-    collect().map_err(failed)
 }
 
 /// What the kernel's back end needs: a block device, made of a file if need be.

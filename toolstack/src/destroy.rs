@@ -8,9 +8,9 @@ use xen_sys::DomId;
 
 use crate::error::{Error, Kind, Result};
 use crate::lock::{About, Lock};
-use crate::nodes;
 use crate::store::{Awaited, Look, StoreControl, children, remove_all, text, wait_backends};
 use crate::userdata;
+use crate::{index, nodes};
 
 /// How long back ends may take to let go of a guest that is removed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -187,5 +187,8 @@ pub fn remove_nodes(store: &impl Store, dom: DomId, uuid: &[u8; 16]) -> Result<(
         // The folder above a guest's back ends stays empty behind them.
         paths.push(format!("/local/domain/0/backend/{kind}/{dom}"));
     }
-    store.transaction::<(), Error>(|store, tx| Ok(remove_all(store, Some(tx), &paths)?))
+    store.transaction::<(), Error>(|store, tx| {
+        index::remove_guest(store, tx, dom)?;
+        Ok(remove_all(store, Some(tx), &paths)?)
+    })
 }

@@ -7,6 +7,7 @@
 
 pub mod backends;
 pub mod build;
+pub mod claims;
 pub mod config;
 pub mod console;
 pub mod consoled;
@@ -15,6 +16,7 @@ pub mod destroy;
 mod error;
 pub mod host;
 pub mod image;
+pub mod index;
 pub mod interrupt;
 pub mod lock;
 pub mod nodes;
@@ -22,6 +24,7 @@ pub mod os;
 pub mod paths;
 pub mod power;
 pub mod prepare;
+pub mod storage;
 pub mod store;
 pub mod supervise;
 pub mod times;

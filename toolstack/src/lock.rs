@@ -15,8 +15,6 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// What a lock is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum About {
-    /// Names and disks of new guests.
-    Creating,
     /// Guests that are half removed.
     Removing,
 }
@@ -24,7 +22,6 @@ pub enum About {
 impl About {
     fn folder(self) -> PathBuf {
         paths::at(match self {
-            About::Creating => paths::RUN,
             About::Removing => paths::USERDATA,
         })
     }

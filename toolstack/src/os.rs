@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 /// linux/loop.h
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
+const LOOP_GET_STATUS64: libc::Ioctl = 0x4c05;
 const LOOP_CLR_FD: libc::Ioctl = 0x4c01;
 const LOOP_CONFIGURE: libc::Ioctl = 0x4c0a;
 const LO_FLAGS_READ_ONLY: u32 = 1;
@@ -282,6 +283,42 @@ fn checked(result: libc::c_int) -> io::Result<libc::c_int> {
     } else {
         Ok(result)
     }
+}
+
+/// Locks one byte of a file for this open file, without waiting; `false` if another has it.
+///
+/// # Errors
+/// The file system's.
+pub fn lock_byte(file: &File, at: u64, alone: bool) -> io::Result<bool> {
+    // SAFETY: all members are plain numbers, for which zero is a value.
+    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
+    lock.l_type = if alone { libc::F_WRLCK } else { libc::F_RDLCK } as libc::c_short;
+    lock.l_whence = libc::SEEK_SET as libc::c_short;
+    lock.l_start = (at & (i64::MAX as u64 - 1)) as libc::off_t;
+    lock.l_len = 1;
+    // SAFETY: the kernel reads a `struct flock`, which outlives the call.
+    let result = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &raw const lock) };
+    match checked(result) {
+        Ok(_) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::EACCES)) => {
+            Ok(false)
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The file system's number and the inode of the file in a loop device.
+///
+/// # Errors
+/// There is none in it, or it is no loop device.
+pub fn loop_backing(device: &File) -> io::Result<(u64, u64)> {
+    let mut info = std::mem::MaybeUninit::<LoopInfo64>::zeroed();
+    // SAFETY: the kernel writes a `struct loop_info64`, which this is by the assertion above.
+    let result = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, info.as_mut_ptr()) };
+    checked(result)?;
+    // SAFETY: zeroed at first, then filled in by the kernel; plain numbers.
+    let info = unsafe { info.assume_init() };
+    Ok((info.device, info.inode))
 }
 
 /// The effective user's number.

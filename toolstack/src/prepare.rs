@@ -10,6 +10,7 @@ use crate::config::{DiskConfig, DomainConfig};
 use crate::error::{Error, Kind, Result};
 use crate::image::{Kernel, Ramdisk};
 use crate::nodes::Nic;
+use crate::storage::Id;
 use crate::{os, uuid};
 
 /// The bridge that is joined if none is named.
@@ -43,9 +44,11 @@ pub struct Disk {
     pub config: DiskConfig,
     /// What it is.
     pub target: Target,
+    /// What is behind it.
+    pub id: Id,
 }
 
-/// What a disk is made of; equal values are the same storage.
+/// What a disk is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     /// A file: its device and inode.
@@ -70,6 +73,13 @@ impl Target {
             None
         })
     }
+
+    /// The block device that the kernel's back end was given: two hexadecimal numbers.
+    pub fn of_numbers(text: &str) -> Option<Target> {
+        let (major, minor) = text.trim().split_once(':')?;
+        let number = |digits| u32::from_str_radix(digits, 16).ok();
+        Some(Target::Block(number(major)?, number(minor)?))
+    }
 }
 
 impl Prepared {
@@ -80,10 +90,12 @@ impl Prepared {
     pub fn new(mut config: DomainConfig) -> Result<Prepared> {
         whole_paths(&mut config)?;
         let kernel = Kernel::load(&config.kernel)?;
+        crate::times::mark("kernel");
         let ramdisk = config.ramdisk.as_deref().map(Ramdisk::open).transpose()?;
         let pages = config.memory_kib / 4;
         let plan = BootPlan::new(&kernel.image()?, ramdisk.as_ref().map(Ramdisk::len), pages)
             .map_err(|error| layout_error(&config, &kernel, error))?;
+        crate::times::mark("plan");
         let too_long = config.cmdline.len() > pv_layout::CMDLINE_MAX;
         if too_long {
             let error = LayoutError::CommandLineTooLong {
@@ -199,6 +211,7 @@ fn check_disk(config: &DiskConfig) -> Result<Disk> {
     Ok(Disk {
         config: config.clone(),
         target,
+        id: Id::of(target),
     })
 }
 

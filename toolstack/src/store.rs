@@ -8,6 +8,7 @@ use xs_client::Connection;
 use xs_wire::StoreError;
 
 use crate::error::{Error, Kind, Result};
+use crate::index::{self, Answer};
 use crate::{interrupt, nodes};
 
 /// The store as a toolstack uses it.
@@ -151,19 +152,27 @@ pub fn find_domain(store: &impl Store, word: &str) -> Result<DomId> {
 /// # Errors
 /// The store cannot be asked.
 pub fn find_by_name(store: &impl Store, name: &str) -> Result<Option<DomId>> {
-    let failed = Error::store("look for the name", name);
-    let found = || -> Result<Option<DomId>, StoreError> {
-        let doms: Vec<DomId> = children(store, None, "/local/domain")?
-            .iter()
-            .filter_map(|child| child.parse().ok().map(DomId))
-            .collect();
-        let names = names_of(store, &doms)?;
-        let at = names
-            .iter()
-            .position(|found| found.as_deref() == Some(name));
-        Ok(at.map(|at| doms[at]))
+    let found = || match index::by_name(store, name)? {
+        Answer::Known(dom) => Ok(dom),
+        Answer::Unknown => find_among_all(store, name),
     };
-    found().map_err(failed)
+    found().map_err(Error::store("look for the name", name))
+}
+
+/// The same by a look at every guest.
+///
+/// # Errors
+/// The store's.
+pub fn find_among_all(store: &impl Store, name: &str) -> Result<Option<DomId>, StoreError> {
+    let doms: Vec<DomId> = children(store, None, "/local/domain")?
+        .iter()
+        .filter_map(|child| child.parse().ok().map(DomId))
+        .collect();
+    let names = names_of(store, &doms)?;
+    let at = names
+        .iter()
+        .position(|found| found.as_deref() == Some(name));
+    Ok(at.map(|at| doms[at]))
 }
 
 /// A back end that is waited for.

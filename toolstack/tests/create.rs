@@ -8,10 +8,12 @@ use std::sync::OnceLock;
 use common::{FakeStore, FakeXen, Faults, kernel_file};
 use xen_hal::{DomainControl, Store};
 use xen_sys::{DomId, GrantRef};
+use xlrs::claims::Claims;
 use xlrs::config::{Source, load};
 use xlrs::create::{create, create_guarded};
 use xlrs::destroy::destroy;
 use xlrs::prepare::Prepared;
+use xlrs::store::find_by_name;
 use xlrs::supervise::clear_unfinished;
 use xlrs::underway::{self, Underway};
 use xlrs::{Error, Kind, power};
@@ -23,7 +25,6 @@ fn root() -> &'static Path {
         let root = std::env::temp_dir().join(format!("xlrs-create-{}", std::process::id()));
         std::fs::create_dir_all(&root).unwrap();
         kernel_file(&root);
-        std::fs::write(root.join("disk"), [0; 4096]).unwrap();
         std::fs::write(root.join("ramdisk"), [7; 5000]).unwrap();
         xlrs::paths::set_root(&root);
         root
@@ -43,11 +44,18 @@ fn prepared(name: &str, more: &str) -> Prepared {
     Prepared::new(config).unwrap()
 }
 
+/// A disk for this test alone: others run at the same time.
+fn disk() -> String {
+    let test = std::thread::current();
+    let path = root().join(format!("disk-{}", test.name().unwrap_or("main")));
+    if !path.exists() {
+        std::fs::write(&path, [0; 4096]).unwrap();
+    }
+    path.display().to_string()
+}
+
 fn with_disk(name: &str) -> Prepared {
-    prepared(
-        name,
-        &format!("disk=['{}/disk,raw,xvda,w']", root().display()),
-    )
+    prepared(name, &format!("disk=['{},raw,xvda,w']", disk()))
 }
 
 /// A host whose block back end is this very process.
@@ -198,7 +206,7 @@ fn names_and_disks_are_not_shared() {
         &format!("domain {dom} has this name"),
     );
     refused(&with_disk("second"), &format!("in use by domain {dom}"));
-    let disk = root().join("disk").display().to_string();
+    let disk = disk();
     refused(
         &prepared("second", &format!("disk=['{disk},raw,xvda,r']")),
         "which writes to it",
@@ -216,6 +224,66 @@ fn names_and_disks_are_not_shared() {
     let b = create(&xen, &store, &read_only("b")).unwrap();
     destroy(&xen, &store, a).unwrap();
     destroy(&xen, &store, b).unwrap();
+}
+
+#[test]
+fn with_a_supervisor_names_and_disks_are_looked_up_in_the_index() {
+    let (xen, store, _) = host();
+    for folder in xlrs::index::FOLDERS {
+        store.mkdir(None, folder).unwrap();
+    }
+    let pid = std::process::id().to_string();
+    store
+        .write(None, xlrs::supervise::NODE, pid.as_bytes())
+        .unwrap();
+    let before = store.dump();
+    let dom = create(&xen, &store, &with_disk("in.dex")).unwrap();
+    let entry = "/tool/xlrs/index/name/in@2edex";
+    assert_eq!(store.text(entry), Some(dom.to_string()));
+    assert_eq!(find_by_name(&store, "in.dex").unwrap(), Some(dom));
+    assert_eq!(find_by_name(&store, "other").unwrap(), None);
+    for (guest, part) in [
+        (prepared("in.dex", ""), "has this name"),
+        (with_disk("second"), "which writes to it"),
+    ] {
+        let error = create(&xen, &store, &guest).unwrap_err().to_string();
+        assert!(error.contains(part), "{error}");
+    }
+    // Renamed by somebody who knows of no index: the guest itself counts.
+    let name = format!("/local/domain/{dom}/name");
+    store.write(None, &name, b"renamed").unwrap();
+    assert_eq!(find_by_name(&store, "in.dex").unwrap(), None);
+    let other = create(&xen, &store, &prepared("in.dex", "")).unwrap();
+    assert_eq!(store.text(entry), Some(other.to_string()));
+    destroy(&xen, &store, dom).unwrap();
+    assert_eq!(
+        store.text(entry),
+        Some(other.to_string()),
+        "it is the other's"
+    );
+    destroy(&xen, &store, other).unwrap();
+    assert_eq!(store.dump(), before);
+}
+
+#[test]
+fn what_is_being_created_is_not_created_twice_at_once() {
+    let (xen, store, _) = host();
+    let name = Claims::begin().unwrap();
+    name.add("name busy", true, "").unwrap();
+    let error = create(&xen, &store, &prepared("busy", "")).unwrap_err();
+    assert_eq!(error.kind, Kind::Invalid);
+    assert!(
+        error
+            .to_string()
+            .contains("claim the name busy: another xlrs"),
+        "{error}"
+    );
+    // Other names are not held up.
+    let dom = create(&xen, &store, &prepared("idle", "")).unwrap();
+    destroy(&xen, &store, dom).unwrap();
+    drop(name);
+    let dom = create(&xen, &store, &prepared("busy", "")).unwrap();
+    destroy(&xen, &store, dom).unwrap();
 }
 
 #[test]

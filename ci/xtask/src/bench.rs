@@ -28,6 +28,9 @@ pub struct BenchArgs {
     /// Rows as JSON on stdout.
     #[arg(long)]
     json: bool,
+    /// Run this script in the boot instead of the bench's own, and print what it writes.
+    #[arg(long, value_name = "FILE")]
+    script: Option<PathBuf>,
     /// Keep the run's folder.
     #[arg(long)]
     keep: bool,
@@ -65,7 +68,15 @@ const LIMIT: Duration = Duration::from_secs(600);
 pub fn run(args: &BenchArgs) -> Result<i32> {
     ui::init(args.verbose);
     let prepared = Prepared::new(&[args.xen], false, Some(Profile::Release), args.keep)?;
-    let out = ui::slow("bench boot", || measure(&prepared, args))?;
+    let script = match &args.script {
+        Some(file) => String::from_utf8_lossy(&paths::read(file)?).into_owned(),
+        None => include_str!("../bench/create").into(),
+    };
+    let out = ui::slow("bench boot", || measure(&prepared, args, &script))?;
+    if args.script.is_some() {
+        print!("{out}");
+        return Ok(0);
+    }
     ui::detail(out.trim_end());
     let rows = rows(&out)?;
     if args.json {
@@ -78,11 +89,11 @@ pub fn run(args: &BenchArgs) -> Result<i32> {
 }
 
 /// Boots with the bench in the image and gives what it printed.
-fn measure(prepared: &Prepared, args: &BenchArgs) -> Result<String> {
+fn measure(prepared: &Prepared, args: &BenchArgs, script: &str) -> Result<String> {
     let folder = RunFolder::new(&prepared.lab, prepared.keep)?;
     let dir = folder.path();
     let image = prepared.image(args.xen)?;
-    let initrd = boot_image(dir, image, prepared, include_str!("../bench/create"))?;
+    let initrd = boot_image(dir, image, prepared, script)?;
     let machine = Machine {
         image,
         initrd: &initrd,

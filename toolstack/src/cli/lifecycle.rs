@@ -14,7 +14,7 @@ use xlrs::{
 
 use super::check;
 
-#[derive(Args)]
+#[derive(Args, Debug, Default, PartialEq)]
 pub struct CreateArgs {
     /// The configuration file, then more configuration as if it stood behind it
     #[arg(value_name = "FILE|KEY=VALUE")]
@@ -40,6 +40,23 @@ pub struct CreateArgs {
     /// Accepted for scripts written for xl
     #[arg(short = 'F', hide = true)]
     foreground: bool,
+}
+
+impl CreateArgs {
+    /// Reads words of the plainest form: single short options, a file, settings. `None` is no mistake.
+    pub fn plain(words: Vec<String>) -> Option<CreateArgs> {
+        let mut args = CreateArgs::default();
+        for word in words {
+            match word.as_str() {
+                "-q" | "--quiet" => args.quiet = true,
+                "-p" | "--paused" => args.paused = true,
+                "-c" | "--console" => args.console = true,
+                other if other.starts_with('-') || other.is_empty() => return None,
+                _ => args.words.push(word),
+            }
+        }
+        Some(args)
+    }
 }
 
 #[derive(Args)]
@@ -249,4 +266,34 @@ pub fn console(args: &ConsoleArgs) -> Result<ExitCode> {
     let session = xlrs::console::Session::open(&store, dom)?;
     drop(store);
     session.run().map(|()| ExitCode::SUCCESS)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::FromArgMatches;
+
+    #[test]
+    fn plain_words_mean_the_same_as_to_clap() {
+        for (words, plain) in [
+            ("web.cfg", true),
+            ("-q web.cfg memory=16", true),
+            ("web.cfg --paused -c", true),
+            ("--quiet", true),
+            ("-qp web.cfg", false),
+            ("-f web.cfg", false),
+            ("-- -q", false),
+            ("--help", false),
+        ] {
+            let words: Vec<String> = words.split(' ').map(String::from).collect();
+            let short = CreateArgs::plain(words.clone());
+            assert_eq!(short.is_some(), plain, "{words:?}");
+            let command = CreateArgs::augment_args(clap::Command::new("create"));
+            let command = command.no_binary_name(true);
+            if let Some(short) = short {
+                let long = command.get_matches_from(words);
+                assert_eq!(CreateArgs::from_arg_matches(&long).unwrap(), short);
+            }
+        }
+    }
 }

@@ -7,7 +7,7 @@ mod lifecycle;
 
 use std::process::ExitCode;
 
-use clap::{Args, FromArgMatches, Parser, Subcommand};
+use clap::{Parser, Subcommand};
 use xen_dom0::Hypervisor;
 use xlrs::{Error, Result};
 use xs_client::Connection;
@@ -78,16 +78,15 @@ impl Cli {
         }
     }
 
-    /// The arguments of a `create` without mistakes. To describe all commands to clap takes longer than to
-    /// read this one; whatever is unusual goes the long way, which also has the words for it.
+    /// The arguments of a plain `create`. To describe them to clap takes longer than to read them; whatever
+    /// is unusual goes the long way, which also has the words for mistakes.
     fn read_create() -> Option<lifecycle::CreateArgs> {
-        let mut words = std::env::args_os().skip(1).peekable();
-        if words.peek()? != "create" {
+        let mut words = std::env::args_os().skip(1);
+        if words.next()? != "create" {
             return None;
         }
-        let command = lifecycle::CreateArgs::augment_args(clap::Command::new("create"));
-        let matches = command.try_get_matches_from(words).ok()?;
-        lifecycle::CreateArgs::from_arg_matches(&matches).ok()
+        let words: Option<Vec<String>> = words.map(|word| word.into_string().ok()).collect();
+        lifecycle::CreateArgs::plain(words?)
     }
 }
 

@@ -160,6 +160,8 @@ fn write_dom0_nodes(store: &impl Store) -> Result<()> {
             "/vm",
             "/libxl",
             "/tool/xlrs",
+            crate::index::FOLDERS[0],
+            crate::index::FOLDERS[1],
             "/local/domain/0/backend/vbd",
             "/local/domain/0/backend/vif",
             "/local/domain/0/backend/console",

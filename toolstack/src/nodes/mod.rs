@@ -30,7 +30,8 @@ pub struct Node {
 pub struct Nodes(pub Vec<Node>);
 
 impl Nodes {
-    fn put(&mut self, path: impl Into<String>, value: impl Into<String>) {
+    /// Adds a node.
+    pub fn put(&mut self, path: impl Into<String>, value: impl Into<String>) {
         self.0.push(Node {
             path: path.into(),
             value: value.into(),

@@ -1,6 +1,7 @@
 //! The supervisor: one process for all guests of a host. It removes guests that have ended, or creates
 //! them again, as their configuration says, and clears away what is left of guests that are gone.
 
+mod indexer;
 mod marks;
 
 use std::collections::BTreeMap;
@@ -23,12 +24,15 @@ use crate::underway::{self, Underway};
 use crate::userdata::{self, Userdata};
 use crate::{create, destroy, paths, uuid};
 
+use indexer::Indexer;
 pub use marks::{Marks, action};
 
 /// Where a toolstack sees that the supervisor runs.
 pub const NODE: &str = "/tool/xlrs/supervisor";
 /// How long the kernel may take to unlock the file of a process that has ended.
-const UNLOCK_NS: i64 = 100_000_000;
+const UNLOCK: Duration = Duration::from_millis(100);
+/// How long news about names and disks may wait, so that a creation is not held up by the index.
+const INDEX_DELAY: Duration = Duration::from_millis(50);
 /// A guest that ends sooner than this after it was created is not created again: it would go on for ever.
 const LEAST_LIFE: Duration = Duration::from_secs(1);
 
@@ -46,20 +50,29 @@ pub fn serve<C: DomainControl, S: StoreControl + AsFd>(
         control,
         store,
         left_alone: BTreeMap::new(),
+        indexer: Indexer::new(store)?,
     };
     store.watch("@releaseDomain", "released")?;
+    store.watch("@introduceDomain", "introduced")?;
     let killed = watch_creations()?;
-    supervisor.look_around()?;
+    supervisor.look_around(true)?;
     let mut at_work = clear_unfinished(control, store);
     store.write_display(None, NODE, &std::process::id())?;
     ready.announce()?;
+    let mut index_due: Option<Instant> = None;
     loop {
-        let mut any = false;
-        while store.next_event()?.is_some() {
-            any = true;
+        let mut released = false;
+        while let Some(event) = store.next_event()? {
+            released |= event.token == "released";
+            supervisor.indexer.take(&event);
+            index_due = index_due.or_else(|| Some(Instant::now() + INDEX_DELAY));
         }
-        if any {
-            supervisor.look_around()?;
+        let due = index_due.is_some_and(|due| due <= Instant::now());
+        if due {
+            index_due = None;
+        }
+        if released || due {
+            supervisor.look_around(due)?;
             // What came meanwhile is looked at before waiting.
             continue;
         }
@@ -68,10 +81,14 @@ pub fn serve<C: DomainControl, S: StoreControl + AsFd>(
             PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
             PollFd::new(&killed, PollFlags::IN),
         ];
-        // The kernel tells that a file is closed just before it unlocks it.
-        let limit = at_work.then_some(Timespec {
+        let waits = [
+            // The kernel tells that a file is closed just before it unlocks it.
+            at_work.then_some(UNLOCK),
+            index_due.map(|due| due.saturating_duration_since(Instant::now())),
+        ];
+        let limit = waits.into_iter().flatten().min().map(|wait| Timespec {
             tv_sec: 0,
-            tv_nsec: UNLOCK_NS,
+            tv_nsec: wait.subsec_nanos().max(1).into(),
         });
         let ready = match poll(&mut fds, limit.as_ref()) {
             Ok(ready) => ready,
@@ -112,11 +129,15 @@ struct Supervisor<'a, C, S> {
     store: &'a S,
     /// Guests that have ended and stay, with their UUID: told once.
     left_alone: BTreeMap<u16, [u8; 16]>,
+    indexer: Indexer<'a, S>,
 }
 
 impl<C: DomainControl, S: StoreControl> Supervisor<'_, C, S> {
-    fn look_around(&mut self) -> Result<(), Failure> {
+    fn look_around(&mut self, index: bool) -> Result<(), Failure> {
         let list = self.control.list()?;
+        if index {
+            self.indexer.update(&list)?;
+        }
         self.left_alone
             .retain(|dom, uuid| list.iter().any(|i| i.dom.0 == *dom && i.uuid == *uuid));
         for info in &list {
