@@ -52,13 +52,18 @@ impl<C: DomainControl, S: StoreControl> Drop for DomainGuard<'_, C, S> {
             return;
         };
         interrupt::ignore();
-        if let Err(error) = destroy::destroy(self.control, self.store, self.dom) {
+        let info = match self.control.info(self.dom) {
+            Ok(Some(info)) if info.uuid == self.uuid => info,
+            Ok(_) => return,
+            Err(error) => {
+                let error = Error::hal("ask Xen about domain", self.dom)(error);
+                eprintln!("xlrs: while cleaning up: {error}");
+                return mark.leave();
+            }
+        };
+        if let Err(error) = destroy::remove(self.control, self.store, &info) {
             eprintln!("xlrs: while cleaning up: {error}");
-            let info = self.control.info(self.dom);
-            let gone = info.is_ok_and(|info| {
-                info.is_none_or(|info| info.uuid != self.uuid || info.flags.dying)
-            });
-            if !gone {
+            if destroy::is_there(self.control, &info) {
                 // The supervisor shall try again.
                 mark.leave();
             }

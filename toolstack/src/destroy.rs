@@ -3,12 +3,13 @@
 
 use std::time::Duration;
 
-use xen_hal::{DomainControl, Store, StoreExt, XenbusState};
+use xen_hal::{DomainControl, DomainInfo, Store, StoreExt, XenbusState};
 use xen_sys::DomId;
 
 use crate::error::{Error, Kind, Result};
 use crate::lock::{About, Lock};
 use crate::store::{Awaited, Look, StoreControl, children, remove_all, text, wait_backends};
+use crate::underway::Underway;
 use crate::userdata;
 use crate::{index, nodes};
 
@@ -69,6 +70,24 @@ pub fn destroy<C: DomainControl, S: StoreControl>(
     store: &S,
     dom: DomId,
 ) -> Result<()> {
+    let info = find(control, dom)?;
+    // If this process is killed half way, the supervisor goes on by the mark.
+    let mark = Underway::begin(&info.uuid)?;
+    mark.note(dom)?;
+    let removed = remove(control, store, &info);
+    if removed.is_err() && is_there(control, &info) {
+        mark.leave();
+    }
+    removed
+}
+
+/// Whether this very guest is still there, as far as can be known.
+pub(crate) fn is_there(control: &impl DomainControl, guest: &DomainInfo) -> bool {
+    let info = control.info(guest.dom);
+    !info.is_ok_and(|info| info.is_none_or(|info| info.uuid != guest.uuid || info.flags.dying))
+}
+
+fn find(control: &impl DomainControl, dom: DomId) -> Result<DomainInfo> {
     if dom == DomId::DOM0 {
         return Err(Error::new(
             "destroy domain",
@@ -77,14 +96,26 @@ pub fn destroy<C: DomainControl, S: StoreControl>(
         )
         .kind(Kind::Invalid));
     }
-    let info = control
+    control
         .info(dom)
         .map_err(Error::hal("ask Xen about domain", dom))?
         .ok_or_else(|| {
             Error::new("destroy domain", dom, "there is no such domain")
                 .kind(Kind::NoSuchDomain)
                 .hint("`xlrs list` shows those that exist")
-        })?;
+        })
+}
+
+/// As [`destroy`], for who has the guest's mark already.
+///
+/// # Errors
+/// As [`destroy`].
+pub fn remove<C: DomainControl, S: StoreControl>(
+    control: &C,
+    store: &S,
+    info: &DomainInfo,
+) -> Result<()> {
+    let dom = info.dom;
     // Nobody shall take what is half removed for leftovers.
     let _lock = Lock::share(About::Removing)?;
     let mut first = Ok(());

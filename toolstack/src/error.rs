@@ -174,7 +174,7 @@ fn hal_hint(error: &HalError) -> (Kind, Option<&'static str>) {
                     "the store daemon does not answer; `xlrs host status` tells more"
                 }
                 Errno::ENOSPC | Errno::E2BIG => "a limit of the store daemon was reached",
-                _ => return (Kind::Failed, None),
+                _ => "`xlrs host status` tells whether the store daemon is well",
             };
             return (Kind::Failed, Some(hint));
         }
@@ -182,6 +182,12 @@ fn hal_hint(error: &HalError) -> (Kind, Option<&'static str>) {
             return (
                 Kind::Failed,
                 Some("this release of xlrs knows Xen 4.14 to 4.22"),
+            );
+        }
+        HalError::System { .. } => {
+            return (
+                Kind::Failed,
+                Some("`dmesg` may tell what the kernel says about it"),
             );
         }
         _ => return (Kind::Failed, None),
@@ -202,7 +208,13 @@ fn hal_hint(error: &HalError) -> (Kind, Option<&'static str>) {
             Kind::NoSuchDomain,
             Some("`xlrs list` shows the domains that exist"),
         ),
-        Errno::EEXIST => (Kind::Exists, None),
-        _ => (Kind::Failed, None),
+        Errno::EEXIST => (
+            Kind::Exists,
+            Some("`xlrs list` shows the domains that exist"),
+        ),
+        _ => (
+            Kind::Failed,
+            Some("`xlrs dmesg` shows what the hypervisor says about it"),
+        ),
     }
 }

@@ -2,11 +2,12 @@
 //! locked tells of a process that was killed, and its guest is to be removed.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 
 use rustix::fs::FlockOperation;
+use xen_sys::DomId;
 
 use crate::error::{Error, Result};
 use crate::{paths, uuid};
@@ -20,7 +21,7 @@ const TRIES: usize = 16;
 #[derive(Debug)]
 pub struct Underway {
     path: PathBuf,
-    _locked: File,
+    locked: File,
     stays: bool,
 }
 
@@ -52,6 +53,21 @@ impl Underway {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             other => other,
         }
+    }
+
+    /// Notes whose mark it is: the guest may be gone by the time that somebody takes it over.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn note(&self, dom: DomId) -> Result<()> {
+        let written = (&self.locked).write_all(format!("{dom}\n").as_bytes());
+        written.map_err(|e| Error::system("write", self.path.display(), &e))
+    }
+
+    /// What was noted.
+    pub fn noted(&self) -> Option<DomId> {
+        let text = fs::read_to_string(&self.path).ok()?;
+        text.lines().next()?.parse().ok().map(DomId)
     }
 
     /// The file stays: somebody else shall remove what could not be removed here.
@@ -101,7 +117,7 @@ fn lock(path: &PathBuf, create: bool) -> io::Result<Option<Underway>> {
         if file.metadata()?.nlink() > 0 {
             return Ok(Some(Underway {
                 path: path.clone(),
-                _locked: file,
+                locked: file,
                 stays: false,
             }));
         }

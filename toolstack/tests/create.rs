@@ -175,6 +175,9 @@ fn whatever_fails_nothing_is_left_behind() {
                 assert!(failed, "call {n}: {error}");
                 let text = error.to_string();
                 assert!(text.contains("EIO"), "call {n} hides the cause: {text}");
+                assert!(error.hint.is_some(), "call {n} gives no hint: {text}");
+                let named = !error.object.is_empty() || error.cause.contains('/');
+                assert!(named, "call {n} does not say on what: {text}");
                 steps.push(error.step);
             }
         }

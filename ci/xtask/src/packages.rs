@@ -12,6 +12,9 @@ use crate::ui;
 /// A Xen release that the lab can boot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, clap::ValueEnum)]
 pub enum XenVersion {
+    /// Debian 11's.
+    #[value(name = "4.14")]
+    V4_14,
     /// Debian 12's.
     #[value(name = "4.17")]
     V4_17,
@@ -22,11 +25,12 @@ pub enum XenVersion {
 
 impl XenVersion {
     /// All of them.
-    pub const ALL: [XenVersion; 2] = [XenVersion::V4_17, XenVersion::V4_20];
+    pub const ALL: [XenVersion; 3] = [XenVersion::V4_14, XenVersion::V4_17, XenVersion::V4_20];
 
     /// "4.17"
     pub fn name(self) -> &'static str {
         match self {
+            XenVersion::V4_14 => "4.14",
             XenVersion::V4_17 => "4.17",
             XenVersion::V4_20 => "4.20",
         }
@@ -34,6 +38,7 @@ impl XenVersion {
 
     fn suite(self) -> &'static str {
         match self {
+            XenVersion::V4_14 => "bullseye",
             XenVersion::V4_17 => "bookworm",
             XenVersion::V4_20 => "trixie",
         }
@@ -41,6 +46,7 @@ impl XenVersion {
 
     fn packages(self) -> [&'static str; 2] {
         match self {
+            XenVersion::V4_14 => ["xen-hypervisor-4.14-amd64", "xen-utils-4.14"],
             XenVersion::V4_17 => ["xen-hypervisor-4.17-amd64", "xen-utils-4.17"],
             XenVersion::V4_20 => ["xen-hypervisor-4.20-amd64", "xen-utils-4.20"],
         }

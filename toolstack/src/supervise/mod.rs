@@ -145,12 +145,7 @@ impl<C: DomainControl, S: StoreControl> Supervisor<'_, C, S> {
                 self.ended(info);
             }
         }
-        for (dom, id) in known_guests() {
-            let there = list.iter().any(|info| info.dom == dom && info.uuid == id);
-            if !there && let Err(error) = self.clear_away(dom, &id) {
-                daemon::log(&format!("domain {dom} is gone: {error}"));
-            }
-        }
+        clear_gone(self.control, self.store, &list);
         Ok(())
     }
 
@@ -228,30 +223,15 @@ impl<C: DomainControl, S: StoreControl> Supervisor<'_, C, S> {
         ));
         Ok(())
     }
+}
 
-    /// A guest of ours is gone; if nobody is at work on it, what is left of it is cleared away.
-    fn clear_away(&self, dom: DomId, id: &[u8; 16]) -> Result<()> {
-        let _lock = Lock::take(About::Removing)?;
-        let info = self.control.info(dom);
-        let info = info.map_err(crate::Error::hal("ask Xen about domain", dom))?;
-        let there = info.is_some_and(|info| info.uuid == *id);
-        if there || userdata::read(dom, id, Userdata::Xlrs).is_none() {
-            return Ok(());
+/// Clears away what guests of ours have left that are not in the list of domains.
+pub fn clear_gone<C: DomainControl, S: StoreControl>(control: &C, store: &S, list: &[DomainInfo]) {
+    for (dom, id) in known_guests() {
+        let there = list.iter().any(|info| info.dom == dom && info.uuid == id);
+        if !there && let Err(error) = clear_away(control, store, dom, &id) {
+            daemon::log(&format!("domain {dom} is gone: {error}"));
         }
-        let home = crate::nodes::home(dom);
-        let vm = crate::store::text(self.store, None, &format!("{home}/vm"))?;
-        // The number may belong to another guest by now.
-        if vm.is_some_and(|vm| vm == crate::nodes::vm(id)) {
-            destroy::remove_devices(self.store, dom)?;
-            destroy::remove_nodes(self.store, dom, id)?;
-        } else {
-            self.store.rm_if_present(None, &crate::nodes::vm(id))?;
-        }
-        userdata::remove(dom, id)?;
-        daemon::log(&format!(
-            "domain {dom} is gone; what it left is cleared away"
-        ));
-        Ok(())
     }
 }
 
@@ -286,16 +266,56 @@ fn remove_unfinished<C: DomainControl, S: StoreControl>(
     };
     let half_made = list.iter().find(|i| i.uuid == *id && !i.flags.dying);
     let Some(info) = half_made else {
+        // It may have been somebody else's, of which we know only what stands in the mark.
+        if let Some(dom) = mark.noted()
+            && let Err(error) = clear_away(control, store, dom, id)
+        {
+            daemon::log(&format!("domain {dom} is gone: {error}"));
+            mark.leave();
+        }
         return;
     };
-    let ended = match destroy::destroy(control, store, info.dom) {
+    let ended = match destroy::remove(control, store, info) {
         Ok(()) => "it is removed".to_string(),
         Err(error) => error.to_string(),
     };
     daemon::log(&format!(
-        "domain {}: its creation was killed; {ended}",
+        "domain {}: its creation or removal was killed; {ended}",
         info.dom
     ));
+    if destroy::is_there(control, info) {
+        mark.leave();
+    }
+}
+
+/// A guest of ours is gone; if nobody is at work on it, what is left of it is cleared away.
+fn clear_away<C: DomainControl, S: StoreControl>(
+    control: &C,
+    store: &S,
+    dom: DomId,
+    id: &[u8; 16],
+) -> Result<()> {
+    let _lock = Lock::take(About::Removing)?;
+    let info = control.info(dom);
+    let info = info.map_err(crate::Error::hal("ask Xen about domain", dom))?;
+    let there = info.is_some_and(|info| info.uuid == *id);
+    if there {
+        return Ok(());
+    }
+    let home = crate::nodes::home(dom);
+    let vm = crate::store::text(store, None, &format!("{home}/vm"))?;
+    // The number may belong to another guest by now.
+    if vm.is_some_and(|vm| vm == crate::nodes::vm(id)) {
+        destroy::remove_devices(store, dom)?;
+        destroy::remove_nodes(store, dom, id)?;
+    } else {
+        store.rm_if_present(None, &crate::nodes::vm(id))?;
+    }
+    userdata::remove(dom, id)?;
+    daemon::log(&format!(
+        "domain {dom} is gone; what it left is cleared away"
+    ));
+    Ok(())
 }
 
 /// How long ago a guest was created.

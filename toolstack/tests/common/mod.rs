@@ -4,7 +4,7 @@
 mod control;
 mod store;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 pub use control::FakeXen;
@@ -15,13 +15,23 @@ pub use store::FakeStore;
 pub struct Faults {
     calls: Rc<Cell<u64>>,
     failing: Rc<Cell<Option<u64>>>,
+    last: Rc<RefCell<Option<LastCall>>>,
 }
+
+/// What happens instead of a call, which does not return.
+type LastCall = (u64, Box<dyn Fn()>);
 
 impl Faults {
     /// Makes the `n`th call from now on fail, counting from 0; and no other.
     pub fn fail(&self, n: u64) {
         self.calls.set(0);
         self.failing.set(Some(n));
+    }
+
+    /// Has `end` called in place of the `n`th call from now on.
+    pub fn end_at(&self, n: u64, end: impl Fn() + 'static) {
+        self.calls.set(0);
+        *self.last.borrow_mut() = Some((n, Box::new(end)));
     }
 
     /// No call fails any more.
@@ -38,6 +48,9 @@ impl Faults {
     pub fn hit(&self) -> bool {
         let now = self.calls.get();
         self.calls.set(now + 1);
+        if let Some((_, end)) = self.last.borrow().as_ref().filter(|(n, _)| *n == now) {
+            end();
+        }
         self.failing.get() == Some(now)
     }
 }

@@ -57,6 +57,15 @@ impl FakeStore {
         inner.tree.iter().map(line).collect()
     }
 
+    /// All nodes with their values, without permissions.
+    pub fn nodes(&self) -> BTreeMap<String, String> {
+        let inner = self.inner.borrow();
+        let pair = |(path, (value, _)): (&String, &(Vec<u8>, _))| {
+            (path.clone(), String::from_utf8(value.clone()).unwrap())
+        };
+        inner.tree.iter().map(pair).collect()
+    }
+
     /// A node's value.
     pub fn text(&self, path: &str) -> Option<String> {
         let inner = self.inner.borrow();
