@@ -8,6 +8,7 @@
 pub mod acl;
 mod control;
 mod domains;
+mod hash;
 pub mod limits;
 pub mod ops;
 pub mod path;
@@ -32,6 +33,7 @@ use xs_wire::{Access, Header, Op};
 
 use acl::{Acl, Actor, DomLife};
 use domains::{Domain, SpecialAcls};
+use hash::Seeded;
 use limits::Limits;
 use ops::{Change, Ops, Owned};
 use path::{INTRODUCE_DOMAIN, Special};
@@ -173,9 +175,9 @@ pub struct Core {
 struct Client {
     actor: Actor,
     /// The paths of its watches, with how many there are on each.
-    watched: HashMap<Rc<str>, u32>,
+    watched: HashMap<Rc<str>, u32, Seeded>,
     watch_count: u32,
-    transactions: HashMap<u32, Transaction>,
+    transactions: HashMap<u32, Transaction, Seeded>,
     /// The node at which its next transaction is to wait for its turn.
     contends: Option<Rc<str>>,
     /// Until when it gets no turn.
@@ -408,9 +410,9 @@ impl Client {
     fn new(actor: Actor) -> Client {
         Client {
             actor,
-            watched: HashMap::new(),
+            watched: HashMap::default(),
             watch_count: 0,
-            transactions: HashMap::new(),
+            transactions: HashMap::default(),
             contends: None,
             no_turn_until: Duration::ZERO,
         }

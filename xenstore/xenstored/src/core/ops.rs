@@ -56,15 +56,24 @@ impl Ops<'_> {
 
     /// Writes a value; makes the node and its parents if absent.
     pub fn write(&mut self, path: &str, value: &[u8]) -> Result<(), Errno> {
+        if !self.may_write(path, value.len())? {
+            return self.create(path, value);
+        }
+        self.tree.set_value(path, value);
+        self.changed(path, None);
+        Ok(())
+    }
+
+    /// Whether a node is there and a value of so many bytes may be written; `false` if it is absent but may be made, as
+    /// far as rights go.
+    pub fn may_write(&mut self, path: &str, len: usize) -> Result<bool, Errno> {
         match self.access(path, Right::Write, BLIND) {
             Ok(node) => {
-                let (acl, names) = (node.acl().clone(), node.names_len());
-                self.check_size(acl.entries(), value.len(), names)?;
-                self.tree.set_value(path, value);
-                self.changed(path, acl, None);
-                Ok(())
+                let (entries, names) = (node.acl().entries(), node.names_len());
+                self.check_size(entries, len, names)?;
+                Ok(true)
             }
-            Err(Errno::ENOENT) => self.create(path, value),
+            Err(Errno::ENOENT) => Ok(false),
             Err(error) => Err(error),
         }
     }
@@ -127,8 +136,8 @@ impl Ops<'_> {
         self.check_size(acl.entries(), value, names)?;
         self.owned.add(old.owner(), -1);
         self.owned.add(acl.owner(), 1);
-        self.tree.set_acl(path, acl.clone());
-        self.changed(path, acl, Some(old));
+        self.tree.set_acl(path, acl);
+        self.changed(path, Some(old));
         Ok(())
     }
 
@@ -160,7 +169,7 @@ impl Ops<'_> {
             parent = path::join(&parent, name);
         }
         self.owned.add(acl.owner(), fresh as i64);
-        self.changed(path, acl, None);
+        self.changed(path, None);
         Ok(())
     }
 
@@ -206,13 +215,19 @@ impl Ops<'_> {
         }
     }
 
-    fn changed(&mut self, path: &str, acl: Acl, old: Option<Acl>) {
-        let parent = path::parent(path).and_then(|parent| self.tree.get(parent));
-        let parent = parent.map(|node| node.acl().clone());
+    /// Notes that an existing node has changed, and what permissions it had if these have.
+    fn changed(&mut self, path: &str, old: Option<Acl>) {
+        let (parent, node) = self.tree.with_parent(path);
+        let Some(node) = node else {
+            return;
+        };
+        let parent = parent.filter(|parent| !parent.acl().same(node.acl()));
+        let parent = parent.map(|parent| parent.acl().clone());
+        let readable_by = [node.acl().clone()].into_iter().chain(old).chain(parent);
         self.changes.push(Change {
             path: path.into(),
             exact: false,
-            readable_by: [acl].into_iter().chain(old).chain(parent).collect(),
+            readable_by: readable_by.collect(),
         });
     }
 

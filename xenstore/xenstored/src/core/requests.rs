@@ -117,6 +117,12 @@ impl Core {
                     Update::SetPermissions(path, acl)
                 })
             }
+            Request::Write(raw, value) if tx == 0 => {
+                let path = node_path(actor, raw)?;
+                let mut changes = Vec::new();
+                self.ops(actor, &mut changes).write(&path, value)?;
+                done(changes)
+            }
             Request::Write(raw, value) => self.update(conn, actor, tx, raw, |path| {
                 Update::Write(path, value.into())
             }),
@@ -234,7 +240,11 @@ impl Core {
         let transaction = client.transactions.get_mut(&tx).ok_or(Errno::ENOENT)?;
         show(
             transaction
-                .ops(limits_of(&self.domains, &self.limits, &actor), &self.owned)
+                .look_at(
+                    &path,
+                    limits_of(&self.domains, &self.limits, &actor),
+                    &self.owned,
+                )
                 .look(&path, part)?,
         )
     }

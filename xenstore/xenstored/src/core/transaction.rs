@@ -1,6 +1,7 @@
 //! Transactions: a copy of the tree to work on, and at the end a check that everything seen still holds.
 //!
-//! A transaction works on its own copy, which costs nothing to take. If nothing else has changed meanwhile, the copy
+//! A transaction works on its own copy, which costs nothing to take; new values of nodes that exist are kept beside it as
+//! long as nobody looks at them. If nothing else has changed meanwhile, the copy
 //! becomes the tree. Else each thing it saw (a value, a list of names, permissions, that a node exists or does not) is
 //! compared between the tree at its start and the tree now; if all are equal, its changes are made again on the
 //! tree now, so that disjoint changes merge. As what it saw is what it would see now, the outcome is that of
@@ -13,6 +14,7 @@ use xen_sys::Errno;
 
 use super::ConnId;
 use super::acl::{Acl, Actor};
+use super::hash::Seeded;
 use super::limits::Limits;
 use super::ops::{Change, Ops, Owned};
 use super::path;
@@ -32,20 +34,76 @@ pub const READ_NAMES: u8 = 8;
 #[derive(Debug)]
 pub struct ReadSet {
     then: Tree,
+    /// Whether the transaction's copy may have nodes that `then` has not.
+    changed: bool,
     removed: bool,
-    seen: HashMap<Box<str>, u8>,
+    seen: Seen,
+}
+
+/// What was seen of each node. Most transactions see few, which are found by looking at each.
+#[derive(Debug)]
+enum Seen {
+    Few(Vec<(Box<str>, u8)>),
+    Many(HashMap<Box<str>, u8, Seeded>),
+}
+
+/// So many are few.
+const FEW: usize = 8;
+
+impl Seen {
+    fn add(&mut self, path: &str, parts: u8) {
+        let known = match self {
+            Seen::Few(list) => {
+                let known = list.iter_mut().find(|(known, _)| **known == *path);
+                known.map(|(_, parts)| parts)
+            }
+            Seen::Many(map) => map.get_mut(path),
+        };
+        if let Some(known) = known {
+            *known |= parts;
+            return;
+        }
+        if let Seen::Few(list) = self
+            && list.len() >= FEW
+        {
+            *self = Seen::Many(list.drain(..).collect());
+        }
+        match self {
+            Seen::Few(list) => list.push((path.into(), parts)),
+            Seen::Many(map) => drop(map.insert(path.into(), parts)),
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Seen::Few(list) => list.len(),
+            Seen::Many(map) => map.len(),
+        }
+    }
+
+    /// All, in no order.
+    fn iter(&self) -> impl Iterator<Item = (&str, u8)> {
+        let (few, many) = match self {
+            Seen::Few(list) => (Some(list), None),
+            Seen::Many(map) => (None, Some(map)),
+        };
+        let few = few.into_iter().flatten();
+        let few = few.map(|(path, parts)| (&**path, *parts));
+        let many = many.into_iter().flatten();
+        few.chain(many.map(|(path, parts)| (&**path, *parts)))
+    }
 }
 
 impl ReadSet {
     /// Notes that parts of a node were seen, which is there in the transaction's copy or not. Whether it exists
     /// is seen with every part.
     pub fn note(&mut self, path: &str, seen: u8, exists: bool) {
-        let is_new = exists && self.then.get(path).is_none();
+        let is_new = exists && self.changed && self.then.get(path).is_none();
         if is_new && seen == READ_EXISTS {
             // The transaction has made it, and will whatever others do.
             return;
         }
-        self.insert(path, seen);
+        self.seen.add(path, seen);
         if seen & READ_ACL != 0 && (is_new || self.removed) {
             // It may have inherited its permissions, from whatever is the nearest node above.
             self.note_inheritance(path);
@@ -60,19 +118,10 @@ impl ReadSet {
     fn note_inheritance(&mut self, path: &str) {
         let (found, _) = self.then.nearest(path);
         if found.len() < path.len() {
-            self.insert(path::first_below(found, path), READ_EXISTS);
+            self.seen.add(path::first_below(found, path), READ_EXISTS);
         }
         for above in path::with_ancestors(found) {
-            self.insert(above, READ_ACL);
-        }
-    }
-
-    fn insert(&mut self, path: &str, seen: u8) {
-        match self.seen.get_mut(path) {
-            Some(parts) => *parts |= seen,
-            None => {
-                self.seen.insert(path.into(), seen);
-            }
+            self.seen.add(above, READ_ACL);
         }
     }
 
@@ -83,18 +132,17 @@ impl ReadSet {
 
     /// The first node, by name, that is not now as it was seen; `None` if all are.
     fn broken(&self, now: &Tree) -> Option<&str> {
-        let holds = |path: &str, seen: u8| match (self.then.get(path), now.get(path)) {
-            (None, None) => true,
-            (Some(then), Some(now)) => {
-                core::ptr::eq(then, now)
-                    || (seen & READ_VALUE == 0 || then.value() == now.value())
-                        && (seen & READ_ACL == 0 || then.acl() == now.acl())
-                        && (seen & READ_NAMES == 0 || then.same_names(now))
+        let holds = |path: &str, seen: u8| match self.then.compare(now, path) {
+            None => true,
+            Some((Some(then), Some(now))) => {
+                (seen & READ_VALUE == 0 || then.value() == now.value())
+                    && (seen & READ_ACL == 0 || then.acl() == now.acl())
+                    && (seen & READ_NAMES == 0 || then.same_names(now))
             }
-            _ => false,
+            Some(_) => false,
         };
-        let broken = self.seen.iter().filter(|(path, seen)| !holds(path, **seen));
-        broken.map(|(path, _)| &**path).min()
+        let broken = self.seen.iter().filter(|(path, seen)| !holds(path, *seen));
+        broken.map(|(path, _)| path).min()
     }
 }
 
@@ -144,14 +192,21 @@ impl Update {
     }
 }
 
+/// Most updates that are not made yet: each is looked at when a value is read.
+const PENDING_MAX: usize = 8;
+
 /// An open transaction.
 #[derive(Debug)]
 pub struct Transaction {
     actor: Actor,
+    /// What it sees, but for the pending updates.
     tree: Tree,
     owned: Owned,
     reads: ReadSet,
     updates: Vec<Update>,
+    /// So many updates at the end are not made in `tree` yet: they write values of nodes that are there, and
+    /// were allowed.
+    pending: usize,
     updates_size: usize,
     changes: Vec<Change>,
 }
@@ -165,10 +220,12 @@ impl Transaction {
             owned: Owned::default(),
             reads: ReadSet {
                 then: tree.clone(),
+                changed: false,
                 removed: false,
-                seen: HashMap::new(),
+                seen: Seen::Few(Vec::new()),
             },
             updates: Vec::new(),
+            pending: 0,
             updates_size: 0,
             changes: Vec::new(),
         }
@@ -182,7 +239,7 @@ impl Transaction {
     /// It as values, beside the tree of its start.
     pub fn export(&self, conn: ConnId, id: u32) -> TransactionState {
         let seen = self.reads.seen.iter();
-        let mut seen: Vec<_> = seen.map(|(path, parts)| (path.clone(), *parts)).collect();
+        let mut seen: Vec<_> = seen.map(|(path, parts)| (path.into(), parts)).collect();
         seen.sort();
         TransactionState {
             conn,
@@ -198,29 +255,55 @@ impl Transaction {
     pub fn import(state: TransactionState, then: &Tree) -> Transaction {
         let mut transaction = Transaction::new(state.actor, then);
         transaction.reads.removed = state.removed;
-        transaction.reads.seen = state.seen.into_iter().collect();
-        let limits = Limits::none();
-        let mut ops = Ops {
-            tree: &mut transaction.tree,
-            actor: state.actor,
-            limits: &limits,
-            owned_before: 0,
-            owned: &mut transaction.owned,
-            changes: &mut transaction.changes,
-            reads: None,
-        };
+        for (path, parts) in state.seen {
+            transaction.reads.seen.add(&path, parts);
+        }
         for update in state.updates {
-            // It worked on the same tree before, when quotas were looked at; one from a foreign state that does not is
-            // kept, and makes the commit fail.
-            let _ = update.apply(&mut ops);
             transaction.updates_size += update.size();
             transaction.updates.push(update);
         }
+        transaction.pending = transaction.updates.len();
+        // They worked on the same tree before, when quotas were looked at; one from a foreign state that does not is
+        // kept, and makes the commit fail.
+        transaction.settle();
         transaction
     }
 
-    /// Its copy of the tree to work on.
-    pub fn ops<'a>(&'a mut self, limits: &'a Limits, live: &Owned) -> Ops<'a> {
+    /// Makes the updates that are pending.
+    fn settle(&mut self) {
+        let first = self.updates.len() - self.pending;
+        if self.pending == 0 {
+            return;
+        }
+        self.pending = 0;
+        self.reads.changed = true;
+        let limits = Limits::none();
+        let mut ops = Ops {
+            tree: &mut self.tree,
+            actor: self.actor,
+            limits: &limits,
+            owned_before: 0,
+            owned: &mut self.owned,
+            changes: &mut self.changes,
+            reads: None,
+        };
+        for update in &self.updates[first..] {
+            // It was tried before.
+            let _ = update.apply(&mut ops);
+        }
+    }
+
+    /// Its copy of the tree, to look at this node.
+    pub fn look_at<'a>(&'a mut self, path: &str, limits: &'a Limits, live: &Owned) -> Ops<'a> {
+        let pending = self.updates.iter().rev().take(self.pending);
+        if pending.into_iter().any(|update| update.path() == path) {
+            self.settle();
+        }
+        self.ops(limits, live)
+    }
+
+    /// Its copy of the tree as it is, to work on.
+    fn ops<'a>(&'a mut self, limits: &'a Limits, live: &Owned) -> Ops<'a> {
         Ops {
             tree: &mut self.tree,
             actor: self.actor,
@@ -240,7 +323,19 @@ impl Transaction {
         {
             return Err(Errno::ENOSPC);
         }
-        update.apply(&mut self.ops(limits, live))?;
+        let mut waits = false;
+        if let Update::Write(path, value) = &update
+            && self.pending < PENDING_MAX
+        {
+            waits = self.ops(limits, live).may_write(path, value.len())?;
+        }
+        if waits {
+            self.pending += 1;
+        } else {
+            self.settle();
+            self.reads.changed = true;
+            update.apply(&mut self.ops(limits, live))?;
+        }
         self.updates.push(update);
         self.updates_size = size;
         Ok(())
@@ -258,24 +353,30 @@ impl Transaction {
             // It saw one state of the tree and changed nothing: right as of its start.
             return Ok(Vec::new());
         }
-        if tree.generation() == self.reads.then.generation() {
+        let unchanged = tree.generation() == self.reads.then.generation();
+        if unchanged && self.pending < self.updates.len() {
+            self.settle();
             *tree = self.tree;
             owned.add_all(&self.owned);
             return Ok(distinct(self.changes));
         }
-        if let Some(node) = self.reads.broken(tree) {
+        if !unchanged && let Some(node) = self.reads.broken(tree) {
             return Err(Conflict(node.into()));
         }
+        // What is held only by its copy is free to be changed in place.
+        drop((self.tree, self.reads));
         self.changes.clear();
-        let mut merged = tree.clone();
+        let mut changes = self.changes;
+        // One change is made as a whole or not at all; several are tried first.
+        let mut merged = (self.updates.len() > 1).then(|| tree.clone());
         let mut delta = Owned::default();
         let mut ops = Ops {
-            tree: &mut merged,
+            tree: merged.as_mut().unwrap_or(tree),
             actor: self.actor,
             limits,
             owned_before: owned.count(self.actor.who),
             owned: &mut delta,
-            changes: &mut self.changes,
+            changes: &mut changes,
             reads: None,
         };
         for update in &self.updates {
@@ -284,9 +385,11 @@ impl Transaction {
                 .apply(&mut ops)
                 .map_err(|_| Conflict(update.path().into()))?;
         }
-        *tree = merged;
+        if let Some(merged) = merged {
+            *tree = merged;
+        }
         owned.add_all(&delta);
-        Ok(distinct(self.changes))
+        Ok(distinct(changes))
     }
 }
 

@@ -62,6 +62,16 @@ impl Tree {
         Some(node)
     }
 
+    /// The node at this path and the one above it, as far as they exist.
+    pub fn with_parent(&self, path: &str) -> (Option<&Node>, Option<&Node>) {
+        let (mut parent, mut node) = (None, Some(&*self.root));
+        for name in path::names(path) {
+            parent = node;
+            node = node.and_then(|node| node.child(name)).map(|node| &**node);
+        }
+        (parent, node)
+    }
+
     /// The nodes at this path in both trees, unless it is found on the way there that both are the same.
     pub fn compare<'t>(
         &'t self,

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use xs_wire::Header;
 
+use super::hash::Seeded;
 use super::state::TurnState;
 use super::{ConnId, ConnMap};
 
@@ -56,7 +57,7 @@ enum Part {
 /// All turns.
 #[derive(Debug, Default)]
 pub struct Turns {
-    queues: HashMap<Rc<str>, Queue>,
+    queues: HashMap<Rc<str>, Queue, Seeded>,
     parts: ConnMap<Part>,
     /// Nodes whose turn is to be given to the next.
     free: Vec<Rc<str>>,

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::rc::Rc;
 
 use super::ConnId;
+use super::hash::Seeded;
 use super::path;
 
 /// One watch.
@@ -23,7 +24,7 @@ pub struct Watch {
 /// All watches.
 #[derive(Debug, Default)]
 pub struct Watches {
-    by_path: HashMap<Rc<str>, Vec<Watch>>,
+    by_path: HashMap<Rc<str>, Vec<Watch>, Seeded>,
 }
 
 impl Watches {
