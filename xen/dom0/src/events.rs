@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use xen_hal::{Error, EventChannels, Result};
@@ -48,6 +48,18 @@ impl Events {
             evtchn: device::open(EVTCHN, libc::O_NONBLOCK)?,
             state: Mutex::default(),
         })
+    }
+
+    /// Goes on with the device that an earlier program in this process has opened, and with the ports that it has bound:
+    /// each local one with the domain at its other end. Every port counts as fired. The device must not block.
+    pub fn inherit(evtchn: OwnedFd, bound: impl IntoIterator<Item = (Port, DomId)>) -> Events {
+        let bound: BTreeMap<u32, DomId> =
+            bound.into_iter().map(|(port, dom)| (port.0, dom)).collect();
+        let pending = bound.keys().copied().map(Port).collect();
+        Events {
+            evtchn: evtchn.into(),
+            state: Mutex::new(State { pending, bound }),
+        }
     }
 
     /// Binds a port to a virtual interrupt, such as [`Virq::DomExc`]. One process at a time can have a

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixDatagram;
 
 use rustix::net::{RecvFlags, recv, sockopt};
@@ -30,8 +30,14 @@ impl DaemonEnd {
             _ => {}
         }
         let socket = UnixDatagram::bind(path)?;
-        socket.set_nonblocking(true)?;
         sockopt::set_socket_recv_buffer_size(&socket, RECEIVE_BUFFER)?;
+        DaemonEnd::inherit(folder, socket.into())
+    }
+
+    /// Goes on in the place of the folder's daemon, from which the socket for its events is inherited.
+    pub fn inherit(folder: Folder, socket: OwnedFd) -> io::Result<DaemonEnd> {
+        let socket = UnixDatagram::from(socket);
+        socket.set_nonblocking(true)?;
         let sender = UnixDatagram::unbound()?;
         sender.set_nonblocking(true)?;
         Ok(DaemonEnd {

@@ -15,6 +15,7 @@
 
 pub mod core;
 pub mod daemon;
+pub mod handover;
 pub mod journal;
 pub mod keeper;
 pub mod manager;

@@ -1,20 +1,25 @@
 //! The command `xenstored`.
 #![forbid(unsafe_code)]
 
-use std::os::fd::AsFd;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::ExitCode;
 
 use clap::Parser;
+use xen_sys::{DomId, Port};
+use xenstored::daemon::live;
 use xenstored::daemon::world::{NoWorld, StoreWorld};
 use xenstored::daemon::{Daemon, dom0, fakexen, log};
+use xenstored::handover::{self, StateFiles};
 use xenstored::journal::{self, Journal};
 use xenstored::keeper;
 use xenstored::manager::{Kept, Manager};
 use xenstored::options::Options;
 use xenstored::os::{self, Failure, Fork, Listener, PidFile, Ready};
-use xenstored::server::Server;
+use xenstored::server::{Ended, Server};
 
 fn main() -> ExitCode {
+    std::hint::black_box(os::note());
     let options = Options::parse();
     match run(&options) {
         Ok(code) => code,
@@ -26,6 +31,16 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<ExitCode, Failure> {
+    if options.check_state {
+        let mut state = Vec::new();
+        std::io::stdin().read_to_end(&mut state)?;
+        live::check(&state, options.limits())?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if options.live_update {
+        // Nothing is new but the program: neither the process nor what the service manager knows of it.
+        return start(options, Ready::alone(options.detach), Kept::default());
+    }
     // Before anything else is opened.
     let kept = os::kept_descriptors();
     if options.no_fork {
@@ -50,7 +65,7 @@ fn start(options: &Options, ready: Ready, kept: Kept) -> Result<ExitCode, Failur
         os::log_to(path)?;
     }
     os::raise_limits();
-    if options.keep {
+    if options.keep && !options.live_update {
         return keeper::run(options, ready);
     }
     serve(options, ready, kept)?;
@@ -61,35 +76,70 @@ fn serve(options: &Options, ready: Ready, kept: Kept) -> Result<(), Failure> {
     for option in options.ignored() {
         log(&format!("{option} has no effect in this daemon"));
     }
-    let _pid_file = options
-        .pid_file
-        .as_deref()
-        .map(PidFile::write)
-        .transpose()?;
     if options.no_xen {
-        serve_world(options, ready, kept, NoWorld)
+        serve_world(options, ready, kept, |_, _| Ok(NoWorld))
     } else if let Some(folder) = &options.fakexen {
-        serve_world(options, ready, kept, fakexen::open(folder)?)
+        serve_world(options, ready, kept, |evtchn, _| {
+            fakexen::open(folder, evtchn).map_err(|error| error.to_string())
+        })
     } else {
-        let world = dom0::open().map_err(|error| {
-            format!(
-                "{error}; a store daemon needs dom0's device nodes (--no-xen serves sockets only)"
-            )
-        })?;
-        serve_world(options, ready, kept, world)
+        serve_world(options, ready, kept, |evtchn, ports| {
+            dom0::open(evtchn, ports).map_err(|error| {
+                format!(
+                    "{error}; a store daemon needs dom0's device nodes (--no-xen serves sockets only)"
+                )
+            })
+        })
     }
+}
+
+/// What is served, and what belongs to it as long as it is.
+struct Place<W> {
+    daemon: Daemon<W>,
+    socket: OwnedFd,
+    pid_file: Option<PidFile>,
+    _listener: Listener,
 }
 
 fn serve_world<W: StoreWorld>(
     options: &Options,
     ready: Ready,
-    mut kept: Kept,
-    world: W,
+    kept: Kept,
+    open: impl FnOnce(Option<OwnedFd>, &[(Port, DomId)]) -> Result<W, String>,
 ) -> Result<(), Failure> {
     let stop = os::stop_signals()?;
+    let place = if options.live_update {
+        go_on(options, open)?
+    } else {
+        let mut place = begin(options, kept, open)?;
+        let has_log = options.log_file.is_some();
+        ready.announce(has_log, place.daemon.manager())?;
+        place.daemon.keep_listener(place.socket.as_fd());
+        place
+    };
+    let mut server = Server::new(place.daemon, place.socket, stop.as_fd())?;
+    loop {
+        match server.run()? {
+            Ended::Stopped => return Ok(()),
+            Ended::Update(update) => {
+                handover::become_next(options, &mut server, &update, place.pid_file.as_ref());
+            }
+        }
+    }
+}
+
+/// With what an earlier daemon has kept, or an empty store.
+fn begin<W: StoreWorld>(
+    options: &Options,
+    mut kept: Kept,
+    open: impl FnOnce(Option<OwnedFd>, &[(Port, DomId)]) -> Result<W, String>,
+) -> Result<Place<W>, Failure> {
+    let pid_file = options.pid_file.as_deref();
+    let pid_file = pid_file.map(PidFile::write).transpose()?;
+    let world = open(None, &[])?;
     let listener = kept.listener.take();
     let listener = listener.and_then(|socket| Listener::take_over(&options.socket, socket));
-    let (_listener, socket) = match listener {
+    let (listener, socket) = match listener {
         Some(listener) => listener,
         None => Listener::bind(&options.socket)?,
     };
@@ -101,14 +151,53 @@ fn serve_world<W: StoreWorld>(
         Some(state) => Journal::open(state, &mut |line| log(&line))?,
         None => (Journal::none(), None),
     };
-    let manager = Manager::from_environment(state.is_some())
-        .map_err(|error| format!("cannot talk to the service manager: {error}"))?;
+    let manager = manager(options)?;
     let limits = options.limits();
-    let mut daemon = Daemon::keeping(world, limits, journal, recovered, manager, &mut kept)?;
-    let has_log = options.log_file.is_some();
-    ready.announce(has_log, daemon.manager())?;
-    daemon.keep_listener(socket.as_fd());
-    let mut server = Server::new(daemon, socket, stop.as_fd())?;
-    server.run()?;
-    Ok(())
+    let daemon = Daemon::keeping(world, limits, journal, recovered, manager, &mut kept)?;
+    Ok(Place {
+        daemon,
+        socket,
+        pid_file,
+        _listener: listener,
+    })
+}
+
+/// In the place of the daemon that this process was.
+fn go_on<W: StoreWorld>(
+    options: &Options,
+    open: impl FnOnce(Option<OwnedFd>, &[(Port, DomId)]) -> Result<W, String>,
+) -> Result<Place<W>, Failure> {
+    let files = StateFiles::of(options);
+    let state = files.read()?;
+    let told = live::resume(&state, options.limits(), os::inherit, open)?;
+    let journal = match &options.state() {
+        Some(state) => Journal::take_over(state, &mut |line| log(&line))?,
+        None => Journal::none(),
+    };
+    let mut daemon = told.daemon;
+    daemon.keep_from_here(journal, manager(options)?, told.is_new);
+    files.remove();
+    let (listener, socket) = match told.listener {
+        Some(socket) => (Listener::keep(&options.socket), socket),
+        None => Listener::bind(&options.socket)?,
+    };
+    if told.is_new {
+        daemon.keep_listener(socket.as_fd());
+    }
+    let pid_file = match (options.pid_file.as_deref(), told.pid_file) {
+        (Some(path), Some(file)) => Some(PidFile::keep(path, file)),
+        (Some(path), None) => Some(PidFile::write(path)?),
+        (None, _) => None,
+    };
+    Ok(Place {
+        daemon,
+        socket,
+        pid_file,
+        _listener: listener,
+    })
+}
+
+fn manager(options: &Options) -> Result<Option<Manager>, Failure> {
+    let manager = Manager::from_environment(options.state().is_some());
+    Ok(manager.map_err(|error| format!("cannot talk to the service manager: {error}"))?)
 }

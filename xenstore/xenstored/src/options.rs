@@ -62,6 +62,13 @@ pub struct Options {
     /// Entries that a guest's permission list may have
     #[arg(short = 'A', long, value_name = "N")]
     pub perm_nb: Option<usize>,
+    /// Go on in the place of the daemon that this process was until now, from the state that it has left; it starts
+    /// this program so
+    #[arg(short = 'U', long)]
+    pub live_update: bool,
+    /// Tell whether the state on the standard input can be gone on from, and end
+    #[arg(long, hide = true)]
+    pub check_state: bool,
     #[command(flatten)]
     ignored: Ignored,
 }

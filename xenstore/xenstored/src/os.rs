@@ -3,7 +3,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -13,6 +13,7 @@ use std::process::Command;
 use rustix::fs::FlockOperation;
 use rustix::process::{Resource, Rlimit};
 
+use crate::daemon::live::MARK;
 use crate::manager::{Kept, Manager};
 
 /// Why the daemon could not start or go on, for its user.
@@ -117,7 +118,7 @@ pub fn log_to(path: &Path) -> Result<(), Failure> {
 #[derive(Debug)]
 pub struct PidFile {
     path: PathBuf,
-    _file: File,
+    file: File,
 }
 
 impl PidFile {
@@ -141,8 +142,22 @@ impl PidFile {
         written.map_err(|error| failed("write", error))?;
         Ok(PidFile {
             path: path.to_owned(),
-            _file: file,
+            file,
         })
+    }
+
+    /// Keeps the file that another program in this process has locked.
+    pub fn keep(path: &Path, file: OwnedFd) -> PidFile {
+        PidFile {
+            path: path.to_owned(),
+            file: file.into(),
+        }
+    }
+}
+
+impl AsFd for PidFile {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 }
 
@@ -204,6 +219,15 @@ impl Listener {
             path: path.to_owned(),
         };
         Ok((listener, socket.into()))
+    }
+}
+
+impl Listener {
+    /// Removes, in the end, the socket that was bound by another program in this process.
+    pub fn keep(path: &Path) -> Listener {
+        Listener {
+            path: path.to_owned(),
+        }
     }
 }
 
@@ -276,7 +300,58 @@ pub fn hand_over(command: &mut Command, fds: &[(&str, BorrowedFd<'_>)]) -> Resul
     Ok(())
 }
 
-/// SIGTERM and SIGINT as a descriptor that becomes readable; SIGHUP is ignored.
+/// What a live update looks for in a program, to know whether it is one of ours: an ELF note, which lies near the
+/// beginning of the file.
+#[repr(C, align(4))]
+pub struct Note {
+    name_size: u32,
+    text_size: u32,
+    kind: u32,
+    name: [u8; 8],
+    text: [u8; 28],
+}
+
+#[allow(unsafe_code)]
+// SAFETY: the section is of a name that nobody else uses, and has the layout of a note.
+#[unsafe(link_section = ".note.xlrs")]
+#[used]
+static NOTE: Note = Note {
+    name_size: 5,
+    text_size: MARK.len() as u32,
+    kind: 1,
+    name: *b"xlrs\0\0\0\0",
+    text: {
+        let mut text = [0; 28];
+        text.copy_from_slice(MARK);
+        text
+    },
+};
+
+/// The note of this program; asking for it keeps it there.
+pub fn note() -> &'static Note {
+    &NOTE
+}
+
+/// Takes a descriptor that an earlier program in this process has left open.
+pub fn inherit(fd: RawFd) -> Result<OwnedFd, String> {
+    // SAFETY: these read and set a number's flags, if it is open at all.
+    #[allow(unsafe_code)]
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    // All that this program opens, or has inherited already, is marked so.
+    if fd <= 2 || flags < 0 || flags & libc::FD_CLOEXEC != 0 {
+        return Err(format!("descriptor {fd} was not inherited"));
+    }
+    // SAFETY: it is open, and nothing in this program has it: it was open before, and is taken once, as it is marked
+    // from now on.
+    #[allow(unsafe_code)]
+    unsafe {
+        libc::fcntl(fd, libc::F_SETFD, flags | libc::FD_CLOEXEC);
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+/// SIGTERM and SIGINT as a descriptor that becomes readable; SIGHUP and SIGPIPE are ignored. May be called again, after
+/// an attempt to become another program has undone it.
 pub fn stop_signals() -> Result<OwnedFd, Failure> {
     // SAFETY: the set is initialised by sigemptyset before use; signalfd returns a descriptor that nobody else
     // owns, or -1, which is checked first.
@@ -290,6 +365,7 @@ pub fn stop_signals() -> Result<OwnedFd, Failure> {
             return Err(io::Error::last_os_error().into());
         }
         libc::signal(libc::SIGHUP, libc::SIG_IGN);
+        libc::signal(libc::SIGPIPE, libc::SIG_IGN);
         match libc::signalfd(-1, &set, libc::SFD_CLOEXEC | libc::SFD_NONBLOCK) {
             -1 => Err(io::Error::last_os_error().into()),
             fd => Ok(OwnedFd::from_raw_fd(fd)),

@@ -12,6 +12,7 @@ use xen_hal::Error;
 use xen_sys::Errno;
 
 use crate::core::ConnId;
+use crate::daemon::live::{Due, Handover};
 use crate::daemon::world::StoreWorld;
 use crate::daemon::{Daemon, log};
 use spin::Spin;
@@ -29,6 +30,14 @@ const INPUT: EventFlags = EventFlags::IN
 /// Connections accepted in one go.
 const ACCEPTS: usize = 64;
 const EVENTS: usize = 256;
+
+/// Why serving has come to an end.
+pub enum Ended {
+    /// The daemon was told to stop.
+    Stopped,
+    /// Another program is to go on.
+    Update(Handover),
+}
 
 /// The daemon and what it waits for.
 pub struct Server<W> {
@@ -74,8 +83,18 @@ impl<W: StoreWorld> Server<W> {
         })
     }
 
-    /// Serves until told to stop.
-    pub fn run(&mut self) -> Result<(), Error> {
+    /// The daemon, while it does not run.
+    pub fn daemon(&mut self) -> &mut Daemon<W> {
+        &mut self.daemon
+    }
+
+    /// The socket that clients connect to.
+    pub fn listener(&self) -> BorrowedFd<'_> {
+        self.listener.as_fd()
+    }
+
+    /// Serves until told to stop, or until another program is to go on.
+    pub fn run(&mut self) -> Result<Ended, Error> {
         let mut events = Vec::with_capacity(EVENTS);
         loop {
             self.daemon.step()?;
@@ -83,13 +102,18 @@ impl<W: StoreWorld> Server<W> {
             if self.full && self.daemon.connections() < self.full_at {
                 self.listen()?;
             }
+            if self.daemon.is_updating()
+                && let Due::Go(handover) = self.daemon.live_update()
+            {
+                return Ok(Ended::Update(handover));
+            }
             self.wait(&mut events)?;
             for event in &events {
                 let epoll::Event { flags, data } = *event;
                 match data.u64() {
                     STOP => {
                         self.daemon.stop();
-                        return Ok(());
+                        return Ok(Ended::Stopped);
                     }
                     WORLD => self.daemon.world_ready(),
                     LISTENER => self.accept()?,

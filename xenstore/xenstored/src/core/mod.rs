@@ -148,6 +148,16 @@ pub trait Host {
     fn reply(&mut self, conn: ConnId, op: Op, request: &Header, body: &[u8]);
     /// Queues an event.
     fn event(&mut self, conn: ConnId, event: Event);
+    /// A step of a live update (`CONTROL live-update`, with these words behind it); its text, or `None` if the
+    /// request is answered later.
+    fn live_update(
+        &mut self,
+        _conn: ConnId,
+        _request: &Header,
+        _words: &[&[u8]],
+    ) -> Result<Option<String>, Errno> {
+        Err(Errno::EINVAL)
+    }
     /// Shows a line in the daemon's log.
     fn log(&mut self, line: &str);
 }
@@ -252,6 +262,21 @@ impl Core {
     /// How much a connection may let wait before it is not listened to; guests beyond it are cut off.
     pub fn limits(&self) -> &Limits {
         &self.limits
+    }
+
+    /// How many transactions are open.
+    pub fn open_transactions(&self) -> usize {
+        self.conns
+            .values()
+            .map(|client| client.transactions.len())
+            .sum()
+    }
+
+    /// How many transactions a connection has open.
+    pub fn transactions_of(&self, conn: ConnId) -> usize {
+        self.conns
+            .get(&conn)
+            .map_or(0, |client| client.transactions.len())
     }
 
     /// The tree, for looking at.

@@ -158,6 +158,10 @@ impl Core {
             {
                 Err(Errno::EACCES)
             }
+            Request::Control(words) if words.first() == Some(&&b"live-update"[..]) => {
+                let text = host.live_update(conn, header, &words[1..])?;
+                Ok(text.map(|text| Outcome::Payload([text.as_bytes(), b"\0"].concat())))
+            }
             Request::Control(words) => self
                 .control(host, &words)
                 .map(|text| Some(Outcome::Payload([text.as_bytes(), b"\0"].concat()))),

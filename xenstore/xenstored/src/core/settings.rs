@@ -44,6 +44,12 @@ impl Core {
         }
     }
 
+    /// The features that a domain's ring shows.
+    pub fn ring_features(&self, dom: DomId) -> u32 {
+        let known = self.domains.get(&dom).filter(|_| dom != DomId::DOM0);
+        known.map_or(FEATURES, |domain| domain.features)
+    }
+
     /// GET_FEATURE: a domain's features, or those of the caller.
     pub(super) fn get_feature(
         &mut self,

@@ -1,11 +1,11 @@
 //! The world of a real dom0: xen-dom0's device nodes.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use xen_dom0::{Events, Grants, Hypervisor, StoreNode};
 use xen_hal::{DomainControl, DomainInfo, Result};
-use xen_sys::DomId;
 use xen_sys::xen::Virq;
+use xen_sys::{DomId, Port};
 
 use super::world::{DomainList, HalWorld};
 use crate::core::{DomainReport, DomainState, Identity};
@@ -45,19 +45,25 @@ fn state(info: &DomainInfo) -> DomainState {
 /// dom0's world.
 pub type Dom0World = HalWorld<Events, Grants, Hypervisor>;
 
-/// Opens the device nodes, takes the virtual interrupt that tells of dying domains, maps the kernel's ring.
-pub fn open() -> Result<Dom0World> {
+/// Opens the device nodes, takes the virtual interrupt that tells of dying domains, maps the kernel's ring. In a live
+/// update the event channels are inherited, with these ports.
+pub fn open(inherited: Option<OwnedFd>, ports: &[(Port, DomId)]) -> Result<Dom0World> {
     let hypervisor = Hypervisor::open()?;
     let grants = Grants::open()?;
-    let events = Events::open()?;
-    let virq = events.bind_virq(Virq::DomExc)?;
+    let events = match inherited {
+        None => Events::open()?,
+        Some(fd) => Events::inherit(fd, ports.iter().copied()),
+    };
+    let bind: fn(&Events) -> Result<Port> = |events| events.bind_virq(Virq::DomExc);
+    let virq = bind(&events)?;
     let node = StoreNode::open()?;
-    Ok(HalWorld::new(
+    let world = HalWorld::new(
         events,
         grants,
         hypervisor,
         Some((Box::new(node.page), node.port)),
         Some(virq),
         |events| Some(events.as_fd()),
-    ))
+    );
+    Ok(world.bind_virq_by(bind))
 }

@@ -1,7 +1,7 @@
 //! The world of a folder of files: the crate fakexen's, for running the daemon itself on any machine.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use fakexen::{DaemonEnd, Folder, State, VIRQ_DOM_EXC, port_of};
@@ -17,11 +17,15 @@ pub struct FakexenWorld {
     end: DaemonEnd,
 }
 
-/// Becomes the daemon of a folder, which must exist.
-pub fn open(folder: &Path) -> Result<FakexenWorld> {
+/// Becomes the daemon of a folder, which must exist. In a live update its socket is inherited.
+pub fn open(folder: &Path, inherited: Option<OwnedFd>) -> Result<FakexenWorld> {
     let folder = Folder::new(folder);
     let path = folder.daemon_socket();
-    let end = DaemonEnd::open(folder).map_err(|error| system("bind", &path, error))?;
+    let end = match inherited {
+        None => DaemonEnd::open(folder),
+        Some(socket) => DaemonEnd::inherit(folder, socket),
+    };
+    let end = end.map_err(|error| system("bind", &path, error))?;
     Ok(FakexenWorld { end })
 }
 

@@ -7,6 +7,7 @@ use xen_hal::Error;
 use xen_sys::{DomId, Errno, Port};
 use xs_wire::{Header, Op};
 
+use super::live::{self, Session};
 use super::output::{Added, Output};
 use super::ring::{Ring, RingFault};
 use super::world::StoreWorld;
@@ -50,6 +51,8 @@ pub struct Conn {
     pub failed: Option<RingFault>,
     /// How often it did.
     pub faults: u32,
+    /// Whether its next request waits until a live update has come to an end.
+    pub held: bool,
     /// Whether it stands in the list of connections to serve, or is being served.
     queued: bool,
 }
@@ -61,6 +64,11 @@ impl Conn {
         self.output = Output::default();
         (self.readable, self.writable) = (true, true);
         self.failed = None;
+    }
+
+    /// Whether another of its requests may be taken up.
+    pub fn is_heard(&self) -> bool {
+        self.output.has_room() && !self.held
     }
 
     /// What a new daemon must know of it.
@@ -88,6 +96,10 @@ pub struct Io<W> {
     pub doomed: Vec<ConnId>,
     /// Sockets that were found full for the first time.
     pub blocked: Vec<ConnId>,
+    /// A live update that a client is preparing.
+    pub session: Option<Session>,
+    /// Connections whose requests wait until a live update has come to an end.
+    pub held: Vec<ConnId>,
     by_port: HashMap<Port, ConnId>,
     last_id: u64,
     max_waiting_guest: usize,
@@ -104,6 +116,8 @@ impl<W: StoreWorld> Io<W> {
             ready: VecDeque::new(),
             doomed: Vec::new(),
             blocked: Vec::new(),
+            session: None,
+            held: Vec::new(),
             by_port: HashMap::new(),
             last_id: 0,
             max_waiting_guest,
@@ -118,6 +132,11 @@ impl<W: StoreWorld> Io<W> {
             self.journal.opened(id, conn.what());
         }
         id
+    }
+
+    /// The last number given to a connection.
+    pub fn last_id(&self) -> u64 {
+        self.last_id
     }
 
     /// Numbers after this one were not given yet.
@@ -157,6 +176,7 @@ impl<W: StoreWorld> Io<W> {
             tells_room: false,
             failed: None,
             faults: 0,
+            held: false,
             queued: false,
         };
         self.conns.insert(id, conn);
@@ -176,6 +196,17 @@ impl<W: StoreWorld> Io<W> {
         self.journal.save_conns(self.last_id, all);
     }
 
+    /// A live update has come to nothing: requests that waited for it are taken up.
+    pub fn go_on(&mut self) {
+        self.session = None;
+        for id in std::mem::take(&mut self.held) {
+            if let Some(conn) = self.conns.get_mut(&id) {
+                conn.held = false;
+            }
+            self.wake(id);
+        }
+    }
+
     /// Maps a ring and binds its port.
     pub fn add_ring(&mut self, dom: DomId, remote: Port, features: u32) -> Result<ConnId, Error> {
         let memory = self.world.map_ring(dom)?;
@@ -193,6 +224,13 @@ impl<W: StoreWorld> Io<W> {
     pub fn remove(&mut self, id: ConnId) -> Option<Conn> {
         let conn = self.conns.remove(&id)?;
         self.journal.closed(id);
+        if self
+            .session
+            .as_ref()
+            .is_some_and(|session| session.conn == id)
+        {
+            self.go_on();
+        }
         if let Transport::Ring(ring) = &conn.transport {
             self.by_port.remove(&ring.port);
             self.world.unbind(ring.port);
@@ -331,6 +369,31 @@ impl<W: StoreWorld> Host for Io<W> {
             Added::Nothing => {}
         }
         self.wake(id);
+    }
+
+    fn live_update(
+        &mut self,
+        conn: ConnId,
+        request: &Header,
+        words: &[&[u8]],
+    ) -> Result<Option<String>, Errno> {
+        let started = self.session.as_ref().and_then(|session| {
+            let start = session.start.as_ref()?;
+            Some((session.conn, start.header))
+        });
+        let done = live::control(&mut self.session, conn, request, words);
+        if self.session.is_none() {
+            if let Some((starter, header)) = started {
+                self.reply(
+                    starter,
+                    Op::Control,
+                    &header,
+                    b"Cancellation was requested\0",
+                );
+            }
+            self.go_on();
+        }
+        done
     }
 
     fn log(&mut self, line: &str) {

@@ -6,6 +6,7 @@
 pub mod dom0;
 pub mod fakexen;
 mod io;
+pub mod live;
 mod output;
 mod resume;
 mod ring;
@@ -18,7 +19,7 @@ use rustix::io::Errno as OsErrno;
 use rustix::net::{self, RecvFlags, SendFlags};
 use xen_hal::Error;
 use xen_sys::DomId;
-use xs_wire::Frame;
+use xs_wire::{Frame, Header, Op};
 
 pub use io::{Transport, log};
 pub use output::Output;
@@ -68,9 +69,14 @@ enum End {
 impl<W: StoreWorld> Daemon<W> {
     /// A daemon with an empty store.
     pub fn new(world: W, limits: Limits) -> Daemon<W> {
-        let waiting = limits.queued_bytes;
+        Daemon::with(Core::new(limits), world)
+    }
+
+    /// A daemon that goes on with this store.
+    fn with(core: Core, world: W) -> Daemon<W> {
+        let waiting = core.limits().queued_bytes;
         Daemon {
-            core: Core::new(limits),
+            core,
             io: Io::new(world, waiting),
             world_ready: true,
             buffer: Vec::new(),
@@ -201,8 +207,25 @@ impl<W: StoreWorld> Daemon<W> {
         if self.has_work() {
             Some(Duration::ZERO)
         } else {
-            self.core.is_waited_for().then_some(TICK)
+            (self.core.is_waited_for() || self.is_updating()).then_some(TICK)
         }
+    }
+
+    /// Whether a request waits until a live update has come to an end: a transaction that the new program could not take
+    /// over is not begun. Who has one open already may need another to end it.
+    fn holds(&mut self, id: ConnId, header: &Header) -> bool {
+        let session = self.io.session.as_ref();
+        let waits = session.is_some_and(|session| session.start.is_some() && !session.ours);
+        let begins = header.op == Op::TransactionStart.code() && self.core.transactions_of(id) == 0;
+        if waits
+            && begins
+            && let Some(conn) = self.io.conns.get_mut(&id)
+        {
+            conn.held = true;
+            self.io.held.push(id);
+            return true;
+        }
+        false
     }
 
     /// Takes what has happened in the world, then serves each connection that has something to do once.
@@ -341,7 +364,7 @@ impl<W: StoreWorld> Daemon<W> {
         if conn.ended && !has_message(&conn.input) && conn.output.is_empty() {
             return Err(End::Closed);
         }
-        Ok(more_output || more_input && conn.output.has_room())
+        Ok(more_output || more_input && conn.is_heard())
     }
 
     /// Reads and carries out requests; whether any bytes were taken from the transport.
@@ -361,7 +384,7 @@ impl<W: StoreWorld> Daemon<W> {
             let Some(conn) = self.io.conns.get_mut(&id) else {
                 return Ok(moved);
             };
-            if left == 0 || !conn.readable || !conn.output.has_room() {
+            if left == 0 || !conn.readable || !conn.is_heard() {
                 return Ok(moved);
             }
             buffer.clear();
@@ -437,14 +460,16 @@ impl<W: StoreWorld> Daemon<W> {
     ) -> (usize, Result<(), End>) {
         let mut used = 0;
         while *left > 0 {
-            let has_room = |conn: &io::Conn| conn.output.has_room();
-            if !self.io.conns.get(&id).is_some_and(has_room) {
+            if !self.io.conns.get(&id).is_some_and(io::Conn::is_heard) {
                 break;
             }
             match xs_wire::peek(&input[used..]) {
                 Ok(None) => break,
                 Ok(Some(frame)) => {
                     let Frame { header, body } = &frame;
+                    if self.io.session.is_some() && self.holds(id, header) {
+                        break;
+                    }
                     self.io.journal.begin(id);
                     self.core.request(&mut self.io, id, header, body);
                     // All that it has done counts from here on, and nothing before.

@@ -31,6 +31,8 @@ pub enum Added<'a> {
 pub struct Output {
     bytes: Vec<u8>,
     sent: usize,
+    /// How many of the first bytes are the rest of a message that was sent in part before they came here.
+    cut: usize,
     waiting: VecDeque<Event>,
     known: HashSet<Event>,
     waiting_size: usize,
@@ -124,13 +126,72 @@ impl Output {
         self.sent += len;
         if self.sent == self.bytes.len() {
             self.bytes.clear();
-            self.sent = 0;
+            (self.sent, self.cut) = (0, 0);
             // Memory that a burst took is given back.
             self.bytes.shrink_to(HIGH_WATER);
         } else if self.sent > HIGH_WATER {
+            self.cut = self.partial();
             self.bytes.drain(..self.sent);
             self.sent = 0;
         }
+    }
+
+    /// How many bytes there are of a message that was sent in part.
+    fn partial(&self) -> usize {
+        let mut at = self.cut;
+        while at < self.sent {
+            at += message_size(&self.bytes[at..]);
+        }
+        at - self.sent
+    }
+
+    /// All that waits as bytes, and how many of the first are the rest of a message that was sent in part.
+    pub fn export(&self) -> (Vec<u8>, usize) {
+        let mut all = Output {
+            bytes: self.bytes[self.sent..].to_vec(),
+            ..Output::default()
+        };
+        for event in &self.waiting {
+            all.encode(event);
+        }
+        (all.bytes, self.partial())
+    }
+
+    /// Output of which all this is to be sent: a part of a message, then whole ones. Events behind all else wait
+    /// as such, so that they count as what they are.
+    pub fn import(bytes: &[u8], partial: usize) -> Output {
+        let mut output = Output::default();
+        let partial = partial.min(bytes.len());
+        let (mut at, mut kept) = (partial, partial);
+        // Up to the last message that is no event.
+        while at < bytes.len() {
+            let size = message_size(&bytes[at..]);
+            let is_event =
+                matches!(header(&bytes[at..]), Some(header) if header.op == Op::WatchEvent.code());
+            at += size;
+            if !is_event || at < HIGH_WATER {
+                kept = at.min(bytes.len());
+            }
+        }
+        output.bytes = bytes[..kept].to_vec();
+        output.cut = partial;
+        while kept < bytes.len() {
+            let size = message_size(&bytes[kept..]);
+            let body = bytes[kept..].get(Header::SIZE..size).unwrap_or_default();
+            let mut texts = body.splitn(2, |byte| *byte == 0);
+            let path = texts
+                .next()
+                .map(String::from_utf8_lossy)
+                .unwrap_or_default();
+            let token = texts.next().unwrap_or_default();
+            output.wait(Event {
+                path: path.into(),
+                skip: 0,
+                token: token.strip_suffix(b"\0").unwrap_or(token).into(),
+            });
+            kept += size;
+        }
+        output
     }
 
     fn encode(&mut self, event: &Event) {
@@ -147,6 +208,18 @@ impl Output {
         self.bytes.extend_from_slice(&event.token);
         self.bytes.push(0);
     }
+}
+
+fn header(bytes: &[u8]) -> Option<Header> {
+    bytes.first_chunk().map(Header::decode)
+}
+
+/// The size of the message that these bytes begin with; what cannot be one counts as up to the end.
+fn message_size(bytes: &[u8]) -> usize {
+    let size = header(bytes).map_or(usize::MAX, |header| {
+        (header.len as usize).saturating_add(Header::SIZE)
+    });
+    size.min(bytes.len())
 }
 
 fn size(event: &Event) -> usize {

@@ -142,6 +142,25 @@ impl Ring {
         }
     }
 
+    /// Goes on with a ring that another daemon in this process has served until now. Where it stands is what that one
+    /// has told, or, if it told nothing, what the page says.
+    pub fn go_on(memory: RingMemory, at: &RingAt, port: Port, told: bool) -> Ring {
+        let ring = ByteRing::daemon(memory, STORE);
+        let (taken, given) = match told {
+            true => (at.taken, at.given),
+            false => ring.positions(),
+        };
+        Ring {
+            ring,
+            dom: at.dom,
+            port,
+            remote: at.remote,
+            features: at.features,
+            taken,
+            given,
+        }
+    }
+
     /// Whether the peer wants to begin afresh.
     pub fn wants_reconnect(&self) -> bool {
         let state = self.ring.memory().load_u32(CONNECTION, Ordering::Acquire);

@@ -38,7 +38,13 @@ pub trait StoreWorld {
     fn notify(&mut self, port: Port);
     /// Takes what has happened next, without waiting. A port may fire again at once.
     fn next_event(&mut self) -> Result<Option<WorldEvent>>;
-    /// Readable when something has happened; `None` if the caller must ask.
+    /// Before another daemon goes on in this process: gives up what that takes for itself again. Ports of domains stay.
+    fn hand_over(&mut self) {}
+    /// There was no other daemon after all.
+    fn take_back(&mut self) -> Result<()> {
+        Ok(())
+    }
+    /// Readable when something has happened, and inherited by a daemon that goes on in this process; `None` if the caller must ask.
     fn event_fd(&self) -> Option<BorrowedFd<'_>>;
     /// All domains.
     fn domains(&mut self) -> Result<Vec<DomainReport>>;
@@ -113,6 +119,7 @@ pub struct HalWorld<E, F, D> {
     domains: D,
     own: Option<(RingMemory, Port)>,
     virq: Option<Port>,
+    bind_virq: Option<fn(&E) -> Result<Port>>,
     fd: fn(&E) -> Option<BorrowedFd<'_>>,
 }
 
@@ -133,8 +140,15 @@ impl<E: EventChannels, F: ForeignGrants, D: DomainList> HalWorld<E, F, D> {
             domains,
             own,
             virq,
+            bind_virq: None,
             fd,
         }
+    }
+
+    /// How the port on which deaths are told is bound anew.
+    pub fn bind_virq_by(mut self, bind: fn(&E) -> Result<Port>) -> Self {
+        self.bind_virq = Some(bind);
+        self
     }
 }
 
@@ -182,6 +196,19 @@ where
         } else {
             WorldEvent::Port(port)
         }))
+    }
+
+    fn hand_over(&mut self) {
+        if let Some(port) = self.virq.take() {
+            self.unbind(port);
+        }
+    }
+
+    fn take_back(&mut self) -> Result<()> {
+        if let Some(bind) = self.bind_virq {
+            self.virq = Some(bind(&self.events)?);
+        }
+        Ok(())
     }
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {

@@ -40,6 +40,9 @@ pub struct RingAt {
 const WHAT: usize = 24;
 
 impl What {
+    /// How many bytes it is.
+    pub const SIZE: usize = WHAT;
+
     /// It as bytes.
     pub fn encode(&self) -> [u8; WHAT] {
         let mut bytes = [0; WHAT];

@@ -84,6 +84,19 @@ impl Journal {
         Ok((journal, recovered))
     }
 
+    /// Keeps the state in this file from now on, where another daemon in this process has kept it until now.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn take_over(path: &Path, say: &mut dyn FnMut(String)) -> Result<Journal, Failure> {
+        // What it holds counts until all was saved anew.
+        let (file, _) = StateFile::open(path, say)?;
+        Ok(Journal {
+            file: Some(Box::new(file)),
+            answers: Answers::default(),
+        })
+    }
+
     /// Whether anything is kept.
     pub fn is_kept(&self) -> bool {
         self.file.is_some()
@@ -212,7 +225,7 @@ impl Journal {
     /// A request was carried out.
     #[inline]
     pub fn request(&mut self, conn: ConnId, header: &Header, body: &[u8]) {
-        if self.file.is_some() && !only_looks(header) {
+        if self.file.is_some() && !only_looks(header) && !is_of_this_process(header, body) {
             self.core(Kind::Request, conn, [&header.encode(), body]);
         }
     }
@@ -297,6 +310,11 @@ pub fn forget(path: &Path) -> Result<(), Failure> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether a request is about what ends with this process: the steps of a live update.
+fn is_of_this_process(header: &Header, body: &[u8]) -> bool {
+    header.op == Op::Control.code() && body.starts_with(b"live-update\0")
 }
 
 /// Whether a request leaves the store as it is, whatever the answer. In a transaction, what was seen counts at its end.
