@@ -10,6 +10,7 @@
 pub mod block;
 pub mod fake;
 pub mod store;
+pub mod store_tools;
 mod verdict;
 
 pub use verdict::{OrStop, Outcome, Stop};

@@ -69,6 +69,7 @@ pub fn entries() -> Vec<Entry> {
     };
     let about_store = "nodes, transactions and watches of the store, through its socket";
     let about_rights = "what a guest may do with its own nodes and others', through its ring";
+    let about_tools = "xlrs store and the stock xenstore-* tools print and do the same";
     let about_block = "64 MiB through blkfront stand in the file behind it and read back the same";
     let about_http = "our guest serves 1 MiB over HTTP to dom0 with the right content";
     let about_debian = "a Debian kernel mounts its disk, copies a file and pings dom0";
@@ -125,6 +126,17 @@ pub fn entries() -> Vec<Entry> {
             stock_tools::all,
         )
         .stock(&["xl", "console", "blkback"]),
+        Entry::new(
+            "store-tools-ours",
+            about_tools,
+            stock_tools::ours_beside_theirs,
+        ),
+        Entry::new(
+            "store-tools-stock",
+            about_tools,
+            stock_tools::ours_beside_theirs,
+        )
+        .stock(&["xenstored"]),
         Entry::new(
             "bad-input",
             "every kind of bad input is refused by name and leaves nothing behind",

@@ -310,7 +310,7 @@ fn print(text: &str) -> Result<ExitCode> {
     print_bytes(text.as_bytes())
 }
 
-fn print_bytes(bytes: &[u8]) -> Result<ExitCode> {
+pub fn print_bytes(bytes: &[u8]) -> Result<ExitCode> {
     let mut out = io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
         // Whoever reads has seen enough.

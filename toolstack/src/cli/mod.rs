@@ -4,6 +4,7 @@ mod check;
 mod host;
 mod inspect;
 mod lifecycle;
+mod store;
 
 use std::process::ExitCode;
 
@@ -55,6 +56,8 @@ enum Command {
     Domname(inspect::DomnameArgs),
     /// Attach to a guest's console; Ctrl-] detaches
     Console(lifecycle::ConsoleArgs),
+    /// Look into the store, or change it
+    Store(store::StoreArgs),
     /// Start, stop or show the daemons of this host
     Host(host::HostArgs),
     /// Run the console daemon
@@ -105,6 +108,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Domid(args) => inspect::domid(&args),
         Command::Domname(args) => inspect::domname(&args),
         Command::Console(args) => lifecycle::console(&args),
+        Command::Store(args) => store::store(args),
         Command::Host(args) => host::host(args),
         Command::ServeConsole(args) => Ok(host::console_daemon(args)),
         Command::Supervise(args) => Ok(host::supervise(args)),

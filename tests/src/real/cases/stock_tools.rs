@@ -1,11 +1,12 @@
 //! Stock programs on our store.
 
+use scenarios::store_tools::{self, Said};
 use scenarios::{Outcome, demand};
 use xen_hal::Store;
 
 use crate::real::driver::Driver;
 use crate::real::guest::read_node;
-use crate::real::host::Host;
+use crate::real::host::{Host, Ran};
 use crate::real::snapshot::leaves_nothing;
 
 /// `xl list`, `xenstore-ls` and friends, and an `xl create` with a disk.
@@ -62,6 +63,31 @@ pub fn all(host: &Host) -> Outcome {
             "no backend of the disk is in the store: {backends:?}"
         );
         driver.shutdown()
+    })
+}
+
+/// `xlrs store` prints, returns and does what the stock tools do, through the socket and through the kernel.
+pub fn ours_beside_theirs(host: &Host) -> Outcome {
+    leaves_nothing(host, || {
+        for path in [&[][..], &["--socket", "/dev/xen/xenbus"]] {
+            host.step(format!("xlrs store {}", path.join(" ")));
+            store_tools::same(|ours, tool, arguments| {
+                let program = format!("xenstore-{tool}");
+                let mut words = match ours {
+                    true => [&["xlrs", "store"], path, &[tool]].concat(),
+                    false => vec![program.as_str()],
+                };
+                words.extend(arguments.iter().map(String::as_str));
+                let Ran { stdout, status, .. } = host.run(&words)?;
+                Ok(Said { stdout, status })
+            })?;
+        }
+        let checked = run(host, &["xlrs", "store", "control", "check"])?;
+        demand!(
+            checked == "OK\n",
+            "the store daemon's check says {checked:?}"
+        );
+        Ok(())
     })
 }
 
