@@ -1,9 +1,10 @@
-//! A blocking connection: one request at a time, watch events kept aside.
+//! A blocking connection: requests of several threads at once, watch events kept aside.
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::Path;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -13,28 +14,40 @@ use xs_wire::call::{self, Exchange};
 use xs_wire::{Client, MAX_PENDING, Request, RequestId, StoreError, TxId, WatchEvent};
 
 use crate::open::{self, OpenError};
+use crate::watch::{self, Watch};
 
-/// Most requests sent before the first reply is waited for; fewer than a connection may have open.
+/// Most requests of one batch that are sent before the first reply is waited for; fewer than a connection
+/// may have open.
 const BATCH: usize = 128;
 const _: () = assert!(BATCH < MAX_PENDING);
+/// The socket's other end was closed with bytes of ours unread (asm-generic/errno.h).
+const ECONNRESET: Errno = Errno(104);
 /// How long a request waits for its reply unless [`Connection::set_timeout`] says otherwise.
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// A connection to the store daemon, by its socket or by the kernel. May be shared between threads; each
-/// request excludes the others while it waits for its reply.
+/// A connection to the store daemon, by its socket or by the kernel. May be shared between threads: their
+/// requests are in flight side by side.
 #[derive(Debug)]
 pub struct Connection {
     fd: OwnedFd,
-    /// Whether requests may be sent before the replies to those before them have come: not through the
-    /// kernel's device, which takes one message a write.
-    pipelines: bool,
+    /// Whether one write may hold several messages: not the kernel's device, which takes one a write.
+    is_socket: bool,
     state: Mutex<State>,
+    /// Something has come, or the thread that reads has ended its turn.
+    changed: Condvar,
+    next_watch: AtomicU64,
 }
 
 #[derive(Debug)]
 struct State {
     client: Client,
     timeout: Duration,
+    /// A thread waits for the descriptor and will take what comes, for all.
+    reading: bool,
+    /// How many threads wait for that one.
+    waiting: usize,
+    /// Why the connection is of no use any more.
+    lost: Option<Errno>,
 }
 
 impl Connection {
@@ -52,12 +65,17 @@ impl Connection {
 
     pub(crate) fn new(fd: OwnedFd) -> Connection {
         Connection {
-            pipelines: rustix::net::sockopt::socket_type(&fd).is_ok(),
+            is_socket: open::is_socket(fd.as_fd()),
             fd,
             state: Mutex::new(State {
                 client: Client::new(),
                 timeout: DEFAULT_TIMEOUT,
+                reading: false,
+                waiting: 0,
+                lost: None,
             }),
+            changed: Condvar::new(),
+            next_watch: AtomicU64::new(0),
         }
     }
 
@@ -66,24 +84,85 @@ impl Connection {
         self.state().timeout = timeout;
     }
 
+    /// Whether the daemon has ended the connection, or broken the protocol: every request fails now, with
+    /// ENOTCONN or EIO.
+    pub fn is_lost(&self) -> bool {
+        self.state().lost.is_some()
+    }
+
     /// Waits for the next watch event, at most `timeout`; `None` if none came. Without a timeout it waits
-    /// for good.
+    /// for good. Events of [`subscribe`](Self::subscribe) are not among them.
     pub fn wait_event(&self, timeout: Option<Duration>) -> Result<Option<WatchEvent>, StoreError> {
+        self.wait_event_if(timeout, watch::is_foreign)
+    }
+
+    pub(crate) fn wait_event_if(
+        &self,
+        timeout: Option<Duration>,
+        wanted: impl Fn(&WatchEvent) -> bool,
+    ) -> Result<Option<WatchEvent>, StoreError> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        loop {
-            if let Some(event) = self.take_event()? {
-                return Ok(Some(event));
-            }
-            // The lock is free while waiting, so that another thread can make requests.
-            if !wait(self.fd.as_fd(), PollFlags::IN, deadline).map_err(event_error)? {
-                return Ok(None);
-            }
+        self.wait_until(self.state(), deadline, |client| {
+            client.next_event_if(&wanted)
+        })
+        .map_err(event_error)
+    }
+
+    pub(crate) fn take_event_if(
+        &self,
+        wanted: impl Fn(&WatchEvent) -> bool,
+    ) -> Result<Option<WatchEvent>, StoreError> {
+        let mut state = self.state();
+        if let Some(event) = state.client.next_event_if(&wanted) {
+            return Ok(Some(event));
         }
+        // Else the thread that reads would wait for what we have taken away.
+        if !state.reading {
+            self.receive(&mut state).map_err(event_error)?;
+        }
+        Ok(state.client.next_event_if(&wanted))
     }
 
     /// Whether a watch event waits already; if not, poll the descriptor for input.
     pub fn has_event(&self) -> bool {
-        self.state().client.has_event()
+        self.state().client.has_event_if(watch::is_foreign)
+    }
+
+    /// Watches a path and all below it: an iterator over what changes, beginning with one event at once.
+    pub fn subscribe(&self, path: &str) -> Result<Watch<'_>, StoreError> {
+        let number = self.next_watch.fetch_add(1, Ordering::Relaxed);
+        Watch::set(self, path, number)
+    }
+
+    /// Sends a request without waiting for the reply, so that many are in flight at once. EBUSY if
+    /// [`MAX_PENDING`] are.
+    pub fn submit(
+        &self,
+        tx: Option<TxId>,
+        request: &Request<'_>,
+    ) -> Result<InFlight<'_>, StoreError> {
+        let mut state = self.state();
+        let id = state.client.request(tx, request);
+        let id = id.map_err(|errno| failed(request, errno))?;
+        let in_flight = InFlight {
+            connection: self,
+            id,
+            op: request.op().name(),
+            object: request.object(),
+        };
+        let sent = self.send(&mut state);
+        drop(state);
+        sent.map_err(|error| in_flight.error(errno_of(&error)))?;
+        Ok(in_flight)
+    }
+
+    /// The watches that are set: token and path.
+    pub fn watches(&self) -> Vec<(String, String)> {
+        let state = self.state();
+        let watches = state.client.watches();
+        watches
+            .map(|(token, path)| (token.to_owned(), path.to_owned()))
+            .collect()
     }
 
     /// Connects a domain's ring to the daemon: the ring's machine frame and the domain's port.
@@ -130,97 +209,182 @@ impl Connection {
         // A panic elsewhere leaves no half-done state behind: bytes were either fed or not.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn flush(&self, client: &mut Client, deadline: Option<Instant>) -> io::Result<()> {
+/// Moving bytes. One thread at a time waits for the descriptor and takes what comes for all; the others
+/// wait for it.
+impl Connection {
+    /// Waits until there is what `ready` looks for; `None` once the deadline has passed.
+    fn wait_until<'c, T>(
+        &'c self,
+        mut state: MutexGuard<'c, State>,
+        deadline: Option<Instant>,
+        mut ready: impl FnMut(&mut Client) -> Option<T>,
+    ) -> io::Result<Option<T>> {
+        loop {
+            if let Some(value) = ready(&mut state.client) {
+                return Ok(Some(value));
+            }
+            self.send(&mut state)?;
+            let unsent = !state.client.output().is_empty();
+            if state.reading && !unsent {
+                let Some(left) = left_until(deadline) else {
+                    return Ok(None);
+                };
+                state.waiting += 1;
+                state = self
+                    .changed
+                    .wait_timeout(state, left)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0;
+                state.waiting -= 1;
+                continue;
+            }
+            // Who reads for all does not wait for room to write: each does so for what it sends.
+            let reads = !state.reading;
+            let mut flags = PollFlags::empty();
+            flags.set(PollFlags::IN, reads);
+            flags.set(PollFlags::OUT, unsent);
+            state.reading = true;
+            drop(state);
+            let waited = wait(self.fd.as_fd(), flags, deadline);
+            state = self.state();
+            if reads {
+                state.reading = false;
+                let received = match &waited {
+                    Ok(true) => self.receive(&mut state),
+                    _ => Ok(()),
+                };
+                if state.waiting > 0 {
+                    self.changed.notify_all();
+                }
+                received?;
+            }
+            if !waited? {
+                // It may have come at the last moment.
+                return Ok(ready(&mut state.client));
+            }
+        }
+    }
+
+    /// Sends what waits, as far as there is room.
+    fn send(&self, state: &mut State) -> io::Result<()> {
+        if let Some(errno) = state.lost {
+            return Err(io::Error::from_raw_os_error(errno.0));
+        }
+        let client = &mut state.client;
         while !client.output().is_empty() {
-            match rustix::io::write(&self.fd, client.output()) {
-                Ok(0) => return Err(ErrorKind::WriteZero.into()),
+            let bytes = match self.is_socket {
+                true => client.output(),
+                false => client.output_message(),
+            };
+            match rustix::io::write(&self.fd, bytes) {
+                Ok(0) => return Err(self.lose(state, ErrorKind::WriteZero.into())),
                 Ok(len) => client.sent(len),
                 Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => {
-                    // The daemon may wait for us to read before it reads on.
-                    let flags = PollFlags::IN | PollFlags::OUT;
-                    if !wait(self.fd.as_fd(), flags, deadline)? {
-                        return Err(ErrorKind::TimedOut.into());
-                    }
-                    self.receive(client)?;
+                Err(rustix::io::Errno::AGAIN) => return Ok(()),
+                Err(error) => {
+                    // The daemon may have said something before it ended: that comes first.
+                    let _ = self.receive(state);
+                    return Err(self.lose(state, error.into()));
                 }
-                Err(error) => return Err(error.into()),
             }
         }
         Ok(())
     }
 
     /// Takes all that has come, without waiting.
-    fn receive(&self, client: &mut Client) -> io::Result<()> {
+    fn receive(&self, state: &mut State) -> io::Result<()> {
+        if let Some(errno) = state.lost {
+            return Err(io::Error::from_raw_os_error(errno.0));
+        }
         let mut bytes = [0; 8192];
         loop {
             match rustix::io::read(&self.fd, &mut bytes[..]) {
-                Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+                Ok(0) => return Err(self.lose(state, ErrorKind::UnexpectedEof.into())),
                 Ok(len) => {
-                    client.feed(&bytes[..len]).map_err(io::Error::other)?;
+                    if let Err(error) = state.client.feed(&bytes[..len]) {
+                        return Err(self.lose(state, io::Error::other(error)));
+                    }
                     if len < bytes.len() {
                         return Ok(());
                     }
                 }
                 Err(rustix::io::Errno::INTR) => {}
                 Err(rustix::io::Errno::AGAIN) => return Ok(()),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(self.lose(state, error.into())),
             }
         }
     }
-}
 
-impl Connection {
-    /// Sends what is queued, then waits for the reply to `id`.
-    fn reply(
-        &self,
-        client: &mut Client,
+    fn lose(&self, state: &mut State, error: io::Error) -> io::Error {
+        let errno = *state.lost.get_or_insert(errno_of(&error));
+        if state.waiting > 0 {
+            self.changed.notify_all();
+        }
+        io::Error::from_raw_os_error(errno.0)
+    }
+
+    fn reply<'c>(
+        &'c self,
+        state: MutexGuard<'c, State>,
         id: RequestId,
         deadline: Option<Instant>,
-    ) -> io::Result<Result<Vec<u8>, Errno>> {
-        self.flush(client, deadline)?;
-        loop {
-            if let Some(reply) = client.take_reply(id) {
-                return Ok(reply);
+    ) -> Result<Vec<u8>, Errno> {
+        match self.wait_until(state, deadline, |client| client.take_reply(id)) {
+            Ok(Some(reply)) => reply,
+            Ok(None) => {
+                self.state().client.forget(id);
+                Err(Errno::ETIMEDOUT)
             }
-            if !wait(self.fd.as_fd(), PollFlags::IN, deadline)? {
-                return Err(ErrorKind::TimedOut.into());
+            Err(error) => {
+                let client = &mut self.state().client;
+                // It may have come before the end.
+                client.take_reply(id).unwrap_or_else(|| {
+                    client.forget(id);
+                    Err(errno_of(&error))
+                })
             }
-            self.receive(client)?;
         }
-    }
-
-    /// Sends all requests, then waits for the replies.
-    fn pipeline(
-        &self,
-        tx: Option<TxId>,
-        requests: &[Request<'_>],
-    ) -> Vec<Result<Vec<u8>, StoreError>> {
-        let mut state = self.state();
-        let deadline = Instant::now().checked_add(state.timeout);
-        let client = &mut state.client;
-        let ids: Vec<_> = requests
-            .iter()
-            .map(|request| client.request(tx, request))
-            .collect();
-        ids.into_iter()
-            .zip(requests)
-            .map(|(id, request)| {
-                let id = id.map_err(|errno| failed(request, errno))?;
-                match self.reply(client, id, deadline) {
-                    Ok(reply) => reply.map_err(|errno| failed(request, errno)),
-                    Err(error) => {
-                        client.forget(id);
-                        Err(failed(request, errno_of(&error)))
-                    }
-                }
-            })
-            .collect()
     }
 }
 
-fn failed(request: &Request<'_>, errno: Errno) -> StoreError {
+/// A request whose reply has not been taken.
+#[derive(Debug)]
+#[must_use = "dropped, the reply is not looked at"]
+pub struct InFlight<'c> {
+    connection: &'c Connection,
+    id: RequestId,
+    op: &'static str,
+    object: String,
+}
+
+impl InFlight<'_> {
+    /// Waits for the reply, as long as the connection's requests do.
+    pub fn wait(self) -> Result<Vec<u8>, StoreError> {
+        let state = self.connection.state();
+        let deadline = Instant::now().checked_add(state.timeout);
+        let reply = self.connection.reply(state, self.id, deadline);
+        reply.map_err(|errno| self.error(errno))
+    }
+
+    fn error(&self, errno: Errno) -> StoreError {
+        StoreError {
+            op: self.op,
+            object: self.object.clone(),
+            errno,
+        }
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        // Does nothing if the reply was taken: numbers are not used again so soon.
+        self.connection.state().client.forget(self.id);
+    }
+}
+
+pub(crate) fn failed(request: &Request<'_>, errno: Errno) -> StoreError {
     StoreError {
         op: request.op().name(),
         object: request.object(),
@@ -232,27 +396,15 @@ impl Exchange for Connection {
     fn exchange(&self, tx: Option<TxId>, request: &Request<'_>) -> Result<Vec<u8>, StoreError> {
         let mut state = self.state();
         let deadline = Instant::now().checked_add(state.timeout);
-        let client = &mut state.client;
-        let id = client
-            .request(tx, request)
-            .map_err(|errno| failed(request, errno))?;
-        match self.reply(client, id, deadline) {
-            Ok(reply) => reply.map_err(|errno| failed(request, errno)),
-            Err(error) => {
-                client.forget(id);
-                Err(failed(request, errno_of(&error)))
-            }
-        }
+        let id = state.client.request(tx, request);
+        id.and_then(|id| self.reply(state, id, deadline))
+            .map_err(|errno| failed(request, errno))
     }
 }
 
 impl StoreLink for Connection {
     fn take_event(&self) -> Result<Option<WatchEvent>, StoreError> {
-        let client = &mut self.state().client;
-        if !client.has_event() {
-            self.receive(client).map_err(event_error)?;
-        }
-        Ok(client.next_event())
+        self.take_event_if(watch::is_foreign)
     }
 
     fn exchange_all(
@@ -260,11 +412,22 @@ impl StoreLink for Connection {
         tx: Option<TxId>,
         requests: &[Request<'_>],
     ) -> Vec<Result<Vec<u8>, StoreError>> {
-        let at_once = if self.pipelines { BATCH } else { 1 };
-        requests
-            .chunks(at_once)
-            .flat_map(|requests| self.pipeline(tx, requests))
-            .collect()
+        let mut results = Vec::with_capacity(requests.len());
+        for requests in requests.chunks(BATCH) {
+            let mut state = self.state();
+            let deadline = Instant::now().checked_add(state.timeout);
+            let client = &mut state.client;
+            let ids: Vec<_> = requests
+                .iter()
+                .map(|request| client.request(tx, request))
+                .collect();
+            drop(state);
+            results.extend(ids.into_iter().zip(requests).map(|(id, request)| {
+                id.and_then(|id| self.reply(self.state(), id, deadline))
+                    .map_err(|errno| failed(request, errno))
+            }));
+        }
+        results
     }
 }
 
@@ -277,6 +440,16 @@ impl AsFd for Connection {
 impl AsRawFd for Connection {
     fn as_raw_fd(&self) -> RawFd {
         self.fd.as_raw_fd()
+    }
+}
+
+/// The time that is left, without a deadline a long one; `None` once there is none left.
+fn left_until(deadline: Option<Instant>) -> Option<Duration> {
+    match deadline {
+        None => Some(Duration::from_secs(3600)),
+        Some(deadline) => deadline
+            .checked_duration_since(Instant::now())
+            .filter(|left| !left.is_zero()),
     }
 }
 
@@ -298,17 +471,18 @@ fn wait(fd: BorrowedFd<'_>, flags: PollFlags, deadline: Option<Instant>) -> io::
     }
 }
 
-fn errno_of(error: &io::Error) -> Errno {
-    match (error.raw_os_error(), error.kind()) {
-        (Some(number), _) => Errno(number),
+/// The error number of a request that the transport has failed: ENOTCONN if the daemon has gone.
+pub(crate) fn errno_of(error: &io::Error) -> Errno {
+    match (error.raw_os_error().map(Errno), error.kind()) {
+        (Some(Errno::EPIPE | ECONNRESET), _) => Errno::ENOTCONN,
+        (Some(errno), _) => errno,
         (None, ErrorKind::TimedOut) => Errno::ETIMEDOUT,
-        // The daemon closed the connection.
         (None, ErrorKind::UnexpectedEof | ErrorKind::WriteZero) => Errno::ENOTCONN,
         (None, _) => Errno::EIO,
     }
 }
 
-fn event_error(error: io::Error) -> StoreError {
+pub(crate) fn event_error(error: io::Error) -> StoreError {
     StoreError {
         op: "WATCH_EVENT",
         object: String::new(),

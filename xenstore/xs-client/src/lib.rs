@@ -21,6 +21,12 @@
 
 mod connection;
 mod open;
+mod reconnect;
+mod transaction;
+mod watch;
 
-pub use connection::{Connection, DEFAULT_TIMEOUT};
+pub use connection::{Connection, DEFAULT_TIMEOUT, InFlight};
 pub use open::{DEVICE, OLD_DEVICE, OpenError, PATH_VARIABLE, SOCKET};
+pub use reconnect::{DEFAULT_PATIENCE, Reconnecting};
+pub use transaction::{Retry, Transaction, TransactionError, transaction};
+pub use watch::Watch;

@@ -4,7 +4,7 @@ use std::env;
 use std::fmt;
 use std::fs::OpenOptions;
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -97,7 +97,7 @@ pub(crate) fn from_env() -> Result<Connection, OpenError> {
 
 /// The kernel's device opens even while no daemon runs, and then never answers: ask it something.
 fn probe(connection: Connection) -> io::Result<Connection> {
-    if rustix::net::sockopt::socket_type(&connection).is_ok() {
+    if is_socket(connection.as_fd()) {
         return Ok(connection);
     }
     connection.set_timeout(PROBE_TIMEOUT);
@@ -110,6 +110,11 @@ fn probe(connection: Connection) -> io::Result<Connection> {
         )),
         _ => Ok(connection),
     }
+}
+
+/// Whether this is a socket and not the kernel's device.
+pub(crate) fn is_socket(fd: BorrowedFd<'_>) -> bool {
+    rustix::net::sockopt::socket_type(fd).is_ok()
 }
 
 /// Opens a socket or device; the descriptor does not block.

@@ -60,51 +60,86 @@ pub fn list(
     tx: Option<TxId>,
     path: &str,
 ) -> Result<Vec<String>, StoreError> {
-    let request = Request::Directory(path.as_bytes());
-    match x.exchange(tx, &request) {
-        Ok(body) => words(&body)
-            .and_then(names)
-            .ok_or_else(|| nonsense(&request)),
-        Err(error) if error.errno == Errno::E2BIG => list_in_pieces(x, tx, path),
-        Err(error) => Err(error),
+    let mut listing = Listing::new(path);
+    loop {
+        let reply = x.exchange(tx, &listing.request());
+        if let Some(names) = listing.take(reply)? {
+            return Ok(names);
+        }
     }
 }
 
-fn list_in_pieces(
-    x: &(impl Exchange + ?Sized),
-    tx: Option<TxId>,
-    path: &str,
-) -> Result<Vec<String>, StoreError> {
-    let first = Request::DirectoryPart(path.as_bytes(), 0);
-    for _ in 0..MAX_LIST_RESTARTS {
-        let mut whole = Vec::new();
-        let mut generation: Option<Vec<u8>> = None;
-        loop {
-            let request = Request::DirectoryPart(path.as_bytes(), whole.len() as u64);
-            let body = x.exchange(tx, &request)?;
-            let (now, mut piece) = split_word(&body).ok_or_else(|| nonsense(&request))?;
-            if *generation.get_or_insert_with(|| now.to_vec()) != now {
-                break;
-            }
-            // An empty name marks the end.
-            let last = piece == [0] || piece.ends_with(&[0, 0]);
-            if last {
-                piece = &piece[..piece.len() - 1];
-            } else if piece.is_empty() {
-                return Err(nonsense(&request));
-            }
-            whole.extend_from_slice(piece);
-            if last {
-                return words(&whole)
-                    .and_then(names)
-                    .ok_or_else(|| nonsense(&first));
-            }
+/// A listing on its way, without I/O: one request after the other until the names are there.
+#[derive(Debug)]
+pub struct Listing<'a> {
+    path: &'a str,
+    /// The names so far, and the state of the node that they are of; `None` while one message may do.
+    pieces: Option<(Vec<u8>, Option<Vec<u8>>)>,
+    restarts: usize,
+}
+
+impl<'a> Listing<'a> {
+    /// The listing of a node's children.
+    pub fn new(path: &'a str) -> Listing<'a> {
+        Listing {
+            path,
+            pieces: None,
+            restarts: 0,
         }
     }
-    Err(StoreError {
-        errno: Errno::EAGAIN,
-        ..nonsense(&first)
-    })
+
+    /// What to ask next.
+    pub fn request(&self) -> Request<'a> {
+        let path = self.path.as_bytes();
+        match &self.pieces {
+            None => Request::Directory(path),
+            Some((whole, _)) => Request::DirectoryPart(path, whole.len() as u64),
+        }
+    }
+
+    /// Takes the reply; the names once they are complete.
+    pub fn take(
+        &mut self,
+        reply: Result<Vec<u8>, StoreError>,
+    ) -> Result<Option<Vec<String>>, StoreError> {
+        let request = self.request();
+        let Some((whole, generation)) = &mut self.pieces else {
+            return match reply {
+                Ok(body) => names_in(&body).map(Some).ok_or_else(|| nonsense(&request)),
+                Err(error) if error.errno == Errno::E2BIG => {
+                    self.pieces = Some((Vec::new(), None));
+                    Ok(None)
+                }
+                Err(error) => Err(error),
+            };
+        };
+        let body = reply?;
+        let (now, mut piece) = split_word(&body).ok_or_else(|| nonsense(&request))?;
+        if *generation.get_or_insert_with(|| now.to_vec()) != now {
+            self.pieces = Some((Vec::new(), None));
+            self.restarts += 1;
+            return if self.restarts < MAX_LIST_RESTARTS {
+                Ok(None)
+            } else {
+                Err(StoreError {
+                    errno: Errno::EAGAIN,
+                    ..nonsense(&request)
+                })
+            };
+        }
+        // An empty name marks the end.
+        let last = piece == [0] || piece.ends_with(&[0, 0]);
+        if last {
+            piece = &piece[..piece.len() - 1];
+        } else if piece.is_empty() {
+            return Err(nonsense(&request));
+        }
+        whole.extend_from_slice(piece);
+        if !last {
+            return Ok(None);
+        }
+        names_in(whole).map(Some).ok_or_else(|| nonsense(&request))
+    }
 }
 
 /// A node's permission list.
@@ -236,8 +271,9 @@ fn acknowledged(
     x.exchange(tx, request).map(drop)
 }
 
-fn names<'a>(words: impl Iterator<Item = &'a [u8]>) -> Option<Vec<String>> {
-    words
+/// The names in the payload of a `DIRECTORY` reply.
+fn names_in(body: &[u8]) -> Option<Vec<String>> {
+    words(body)?
         .map(|word| core::str::from_utf8(word).ok().map(String::from))
         .collect()
 }

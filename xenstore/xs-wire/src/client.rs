@@ -198,7 +198,12 @@ impl Client {
 
     /// Takes the next event of the watches with this token.
     pub fn next_event_for(&mut self, token: &str) -> Option<WatchEvent> {
-        self.events.pop_for(token)
+        self.next_event_if(|event| event.token == token)
+    }
+
+    /// Takes the next event that is wanted; the others wait on.
+    pub fn next_event_if(&mut self, wanted: impl Fn(&WatchEvent) -> bool) -> Option<WatchEvent> {
+        self.events.pop_if(wanted)
     }
 
     /// How many watch events have come, those that said nothing new included.
@@ -211,9 +216,9 @@ impl Client {
         !self.events.is_empty()
     }
 
-    /// Whether an event of the watches with this token waits.
-    pub fn has_event_for(&self, token: &str) -> bool {
-        self.events.has_for(token)
+    /// Whether an event waits that is wanted.
+    pub fn has_event_if(&self, wanted: impl Fn(&WatchEvent) -> bool) -> bool {
+        self.events.has(wanted)
     }
 
     /// Token and path of each watch that is set, or asked for and not refused.
@@ -422,7 +427,7 @@ mod tests {
         assert_eq!(twice, ["t=/a"]);
         let other = ask(Request::Unwatch(b"/z", b"t"), Op::Error, b"ENOENT\0");
         assert_eq!(other, ["t=/a"]);
-        assert!(client.has_event_for("t"));
+        assert!(client.has_event_if(|event| event.token == "t"));
         let id = client.request(None, &Request::Unwatch(b"/a", b"t"));
         let id = id.unwrap();
         client.feed(&message(Op::Unwatch, id.0, b"OK\0")).unwrap();

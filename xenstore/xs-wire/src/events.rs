@@ -44,9 +44,9 @@ impl Events {
         Some(self.taken(event))
     }
 
-    /// Takes the oldest with this token.
-    pub fn pop_for(&mut self, token: &str) -> Option<WatchEvent> {
-        let at = self.order.iter().position(|event| event.token == token)?;
+    /// Takes the oldest of those that are wanted.
+    pub fn pop_if(&mut self, wanted: impl Fn(&WatchEvent) -> bool) -> Option<WatchEvent> {
+        let at = self.order.iter().position(|event| wanted(event))?;
         let event = self.order.remove(at)?;
         Some(self.taken(event))
     }
@@ -55,8 +55,8 @@ impl Events {
         self.order.is_empty()
     }
 
-    pub fn has_for(&self, token: &str) -> bool {
-        self.order.iter().any(|event| event.token == token)
+    pub fn has(&self, wanted: impl Fn(&WatchEvent) -> bool) -> bool {
+        self.order.iter().any(|event| wanted(event))
     }
 
     /// The watches that are set or asked for: token and path.
@@ -222,7 +222,10 @@ mod tests {
         }
         events.push(event("/a", "u"));
         events.removed("/a", "t");
-        assert_eq!(events.pop_for("u"), Some(event("/a", "u")));
+        assert_eq!(
+            events.pop_if(|event| event.token == "u"),
+            Some(event("/a", "u"))
+        );
         assert_eq!(all(&mut events), [event("/a/b/c", "t"), event("/c", "t")]);
         events.push(event("/c", "t"));
         events.removed("/a/b", "t");
@@ -285,7 +288,7 @@ mod tests {
                     Step::Pop => look(&mut stale, events.pop()),
                     Step::PopFor(watch) => {
                         let token = WATCHES[watch].1;
-                        let told = events.pop_for(token);
+                        let told = events.pop_if(|event| event.token == token);
                         prop_assert!(told.as_ref().is_none_or(|told| told.token == token));
                         look(&mut stale, told);
                     }
