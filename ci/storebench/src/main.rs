@@ -23,6 +23,9 @@ use daemon::{Kind, Place};
 use error::{Result, fail};
 use rows::Samples;
 
+/// What takes so many seconds is told about.
+const LONG: f64 = 10.0;
+
 /// Measures store daemons beside each other
 #[derive(Parser)]
 #[command(name = "storebench", max_term_width = 100)]
@@ -47,8 +50,8 @@ struct Options {
     /// Seconds that each load lasts, after a fifth of it to warm up
     #[arg(long, default_value_t = 0.5)]
     seconds: f64,
-    /// Seconds of random writes before memory is looked at
-    #[arg(long, default_value_t = 10.0)]
+    /// Seconds of random writes before our daemon's memory is looked at, a sixth of them after the first time
+    #[arg(long, default_value_t = 60.0)]
     churn_seconds: f64,
     /// Only these daemons; without ours or without stock ones there are no ratios
     #[arg(long, value_enum, value_delimiter = ',')]
@@ -75,10 +78,8 @@ fn run(options: &Options) -> Result<()> {
         Duration::try_from_secs_f64(seconds)
             .map_err(|_| error::Error(format!("{seconds} is no number of seconds")))
     };
-    let settings = Settings {
-        load: duration(options.seconds)?,
-        churn: duration(options.churn_seconds)?,
-    };
+    let load = duration(options.seconds)?;
+    let churn = duration(options.churn_seconds)?;
     let kinds: Vec<Kind> = Kind::ALL
         .into_iter()
         .filter(|kind| options.only.is_empty() || options.only.contains(kind))
@@ -89,10 +90,20 @@ fn run(options: &Options) -> Result<()> {
         // Round after round, so that a change of the machine's mood meets all of them.
         for round in 1..=options.runs {
             for kind in &kinds {
+                let ours = *kind == Kind::Xlrs;
+                if !ours && round > case.stock_runs {
+                    continue;
+                }
+                let whole_churn = ours && round == 1;
+                let settings = Settings {
+                    load,
+                    churn: if whole_churn { churn } else { churn / 6 },
+                };
                 let at = start.elapsed().as_secs_f64();
                 let values = (case.run)(&place, *kind, &settings).map_err(|e| {
                     error::Error(format!("{} with {}: {e}", case.name, kind.name()))
                 })?;
+                let taken = start.elapsed().as_secs_f64() - at;
                 if options.verbose {
                     let rows = case.rows.iter().zip(&values);
                     let said: Vec<String> = rows
@@ -100,6 +111,9 @@ fn run(options: &Options) -> Result<()> {
                         .collect();
                     let said = said.join(", ");
                     eprintln!("[{at:6.1}] {} {round}: {said}", kind.name());
+                } else if taken > LONG {
+                    let (name, kind) = (case.name, kind.name());
+                    eprintln!("[{at:6.1}] {name} {round}: {kind} took {taken:.0} s");
                 }
                 samples.add(case, *kind, &values);
             }
@@ -113,6 +127,7 @@ fn run(options: &Options) -> Result<()> {
         println!("{}", samples.json(&cases)?);
     } else {
         print!("{}", samples.table(&cases, &kinds));
+        println!("{}", samples.aims(&cases));
     }
     Ok(())
 }

@@ -99,6 +99,54 @@ impl Samples {
         serde_json::to_string_pretty(&rows).context(|| "writing JSON".into())
     }
 
+    /// Which aims are met, in a line.
+    pub fn aims(&self, cases: &[&'static Case]) -> String {
+        let (mut met, mut missed) = (0, Vec::new());
+        for spec in cases.iter().flat_map(|case| case.rows) {
+            match self.aim(spec).1 {
+                "met" => met += 1,
+                "missed" => missed.push(spec.name),
+                _ => {}
+            }
+        }
+        let names = match missed[..] {
+            [] => String::new(),
+            _ => format!(": {}", missed.join(", ")),
+        };
+        format!("aims: {met} met, {} missed{names}", missed.len())
+    }
+
+    /// The aim in words, and whether it is met.
+    fn aim(&self, spec: &'static RowSpec) -> (String, &'static str) {
+        let sign = match spec.better {
+            Better::Higher => ">=",
+            Better::Lower => "<=",
+        };
+        let (words, wanted, have) = match spec.aim {
+            Aim::None => return (String::new(), ""),
+            Aim::Ratio(ratio) => (
+                format!("{sign} {ratio} x"),
+                ratio,
+                self.row(spec).and_then(|row| row.ratio),
+            ),
+            Aim::Value(value) => (
+                format!("{sign} {}", figure(value)),
+                value,
+                self.median(spec, Kind::Xlrs),
+            ),
+        };
+        let met = have.map(|have| match spec.better {
+            Better::Higher => have >= wanted,
+            Better::Lower => have <= wanted,
+        });
+        let word = match met {
+            Some(true) => "met",
+            Some(false) => "missed",
+            None => "",
+        };
+        (words, word)
+    }
+
     /// A table for people: medians of each daemon, and the ratio to the better stock one.
     pub fn table(&self, cases: &[&'static Case], kinds: &[Kind]) -> String {
         let mut out = format!("{:<22}", "case");
@@ -107,8 +155,8 @@ impl Samples {
         }
         let _ = writeln!(
             out,
-            "  {:<5} {:<6} {:>8} {:>9}",
-            "unit", "better", "ratio", "aim"
+            "  {:<5} {:<6} {:>8} {:>7} {:>9}",
+            "unit", "better", "ratio", "runs", "aim"
         );
         for spec in cases.iter().flat_map(|case| case.rows) {
             let _ = write!(out, "{:<22}", spec.name);
@@ -127,45 +175,22 @@ impl Samples {
                 Better::Higher => "higher",
                 Better::Lower => "lower",
             };
-            let (aim, met) = aim(spec, row.as_ref());
+            let (aim, met) = self.aim(spec);
+            let runs = |kind| {
+                self.0
+                    .get(&(spec.name, kind))
+                    .map(|all| all.len().to_string())
+            };
+            let runs: Vec<String> = kinds.iter().filter_map(|kind| runs(*kind)).collect();
+            let runs = runs.join("/");
             let _ = writeln!(
                 out,
-                "  {:<5} {better:<6} {ratio:>8} {aim:>9} {met}",
+                "  {:<5} {better:<6} {ratio:>8} {runs:>7} {aim:>9} {met}",
                 spec.unit
             );
         }
         out
     }
-}
-
-/// The aim in words, and whether it is met.
-fn aim(spec: &RowSpec, row: Option<&Row>) -> (String, &'static str) {
-    let sign = match spec.better {
-        Better::Higher => ">=",
-        Better::Lower => "<=",
-    };
-    let (words, wanted, have) = match spec.aim {
-        Aim::None => return (String::new(), ""),
-        Aim::Ratio(ratio) => (
-            format!("{sign} {ratio} x"),
-            ratio,
-            row.and_then(|r| r.ratio),
-        ),
-        Aim::Value(value) => {
-            let value_now = row.map(|r| r.subject_value);
-            (format!("{sign} {}", figure(value)), value, value_now)
-        }
-    };
-    let met = have.map(|have| match spec.better {
-        Better::Higher => have >= wanted,
-        Better::Lower => have <= wanted,
-    });
-    let word = match met {
-        Some(true) => "met",
-        Some(false) => "missed",
-        None => "",
-    };
-    (words, word)
 }
 
 fn figure(value: f64) -> String {

@@ -26,6 +26,8 @@ pub struct Case {
     pub name: &'static str,
     /// Its rows.
     pub rows: &'static [RowSpec],
+    /// How often a stock daemon is measured at most: those that take a minute, or take the same each time.
+    pub stock_runs: u32,
     /// Measures one daemon once; a value for each row.
     pub run: fn(&Place, Kind, &Settings) -> Result<Vec<f64>>,
 }
@@ -75,6 +77,7 @@ pub const CASES: &[Case] = &[
             more("read-64", "/s", Aim::None),
             less("read-64-cpu", "us", Aim::Ratio(0.5)),
         ],
+        stock_runs: u32::MAX,
         run: ops::read,
     },
     // WRITE of 16 bytes there.
@@ -86,6 +89,7 @@ pub const CASES: &[Case] = &[
             more("write-64", "/s", Aim::None),
             less("write-64-cpu", "us", Aim::None),
         ],
+        stock_runs: u32::MAX,
         run: ops::write,
     },
     // Start, READ, WRITE, commit there: disjoint.
@@ -97,6 +101,7 @@ pub const CASES: &[Case] = &[
             more("tx-64", "/s", Aim::None),
             less("tx-64-cpu", "us", Aim::Ratio(0.5)),
         ],
+        stock_runs: u32::MAX,
         run: ops::transaction,
     },
     // Beside 100 000 nodes: 8 clients with 16 READs open each, of any of these; transactions as above.
@@ -108,6 +113,7 @@ pub const CASES: &[Case] = &[
             more("tx-64-100k", "/s", Aim::None),
             less("tx-64-100k-cpu", "us", Aim::None),
         ],
+        stock_runs: u32::MAX,
         run: ops::big,
     },
     // READ with 8 clients, beside 4000 that say nothing; and as a part of what it is without them.
@@ -117,6 +123,7 @@ pub const CASES: &[Case] = &[
             more("read-idle-4000", "/s", Aim::None),
             more("idle-4000-kept", "%", Aim::Value(90.0)),
         ],
+        stock_runs: u32::MAX,
         run: ops::idle,
     },
     // A write and the event of it at another client, beside 20 000 watches on other paths.
@@ -126,6 +133,7 @@ pub const CASES: &[Case] = &[
             more("event-watches-20k", "/s", Aim::None),
             more("watches-20k-kept", "%", Aim::Value(95.0)),
         ],
+        stock_runs: u32::MAX,
         run: watches::unrelated,
     },
     // Processor time for creating a domain: about the 10th (6 to 15), about the 1000th (991 to 1000).
@@ -136,6 +144,7 @@ pub const CASES: &[Case] = &[
             less("domain-1000th", "ms", Aim::None),
             less("domain-growth", "x", Aim::Value(1.3)),
         ],
+        stock_runs: 1,
         run: domains::thousand,
     },
     // 16 toolstacks that create 25 domains each, every one in a transaction.
@@ -145,6 +154,7 @@ pub const CASES: &[Case] = &[
             less("toolstacks-time", "s", Aim::None),
             less("toolstacks-retries", "retries", Aim::Value(0.0)),
         ],
+        stock_runs: u32::MAX,
         run: domains::toolstacks,
     },
     // 64 clients add 1 to one node, each in transactions, again at once if it conflicts.
@@ -154,6 +164,7 @@ pub const CASES: &[Case] = &[
             more("counter-commits", "/s", Aim::Value(10_000.0)),
             more("counter-fairness", "min/m", Aim::Value(0.5)),
         ],
+        stock_runs: u32::MAX,
         run: counter::counter,
     },
     // Resident memory for a node: 100 000 of 16 bytes below 1000 directories, then after random writes.
@@ -163,6 +174,7 @@ pub const CASES: &[Case] = &[
             less("rss-built", "B", Aim::None),
             less("rss-churned", "B", Aim::Value(100.0)),
         ],
+        stock_runs: 1,
         run: memory::per_node,
     },
 ];
