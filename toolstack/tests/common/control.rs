@@ -6,8 +6,9 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 
 use xen_hal::{
-    CreateDomain, DomainControl, DomainFlags, DomainInfo, Error, HostInfo, Result, ShutdownReason,
-    VcpuStart, XenVersion,
+    Affinity, CpuMap, CpuPlace, CpuPool, CreateDomain, DomainControl, DomainFlags, DomainInfo,
+    Error, HostInfo, Placement, Result, Scheduler, Share, ShutdownReason, VcpuInfo, VcpuStart,
+    XenVersion,
 };
 use xen_ring::SharedMemory;
 use xen_sys::{DomId, Errno, GrantRef, Mfn, Pfn, Port, VcpuId};
@@ -43,6 +44,10 @@ pub struct Domain {
     pub start: Option<VcpuStart>,
     pub grants: Vec<(GrantRef, DomId, Mfn)>,
     pub shutdown: Option<ShutdownReason>,
+    /// What was asked for of each vCPU: where it may run, where it runs best.
+    pub affinity: BTreeMap<u32, (Option<CpuMap>, Option<CpuMap>)>,
+    pub share: Option<Share>,
+    pub pool: u32,
 }
 
 /// Frames as they are mapped; what was written shows in the domain once it is dropped.
@@ -367,5 +372,75 @@ impl DomainControl for FakeXen {
 
     fn seed_grants(&self, dom: DomId, grants: &[(GrantRef, DomId, Mfn)]) -> Result<()> {
         self.with("seed the grant table", dom, |d| d.grants = grants.to_vec())
+    }
+}
+
+/// Four CPUs on two nodes, in a pool of two and one of two.
+impl Placement for FakeXen {
+    fn vcpu_info(&self, dom: DomId, _: VcpuId) -> Result<Option<VcpuInfo>> {
+        self.with("XEN_DOMCTL_getvcpuinfo", dom, |_| None)
+    }
+
+    fn affinity(&self, dom: DomId, vcpu: VcpuId) -> Result<Affinity> {
+        self.with("XEN_DOMCTL_getvcpuaffinity", dom, |domain| {
+            let (hard, soft) = domain.affinity.get(&vcpu.0).cloned().unwrap_or_default();
+            Affinity {
+                hard: hard.unwrap_or(CpuMap::first(4)),
+                soft: soft.unwrap_or(CpuMap::first(4)),
+            }
+        })
+    }
+
+    fn set_affinity(
+        &self,
+        dom: DomId,
+        vcpu: VcpuId,
+        hard: Option<&CpuMap>,
+        soft: Option<&CpuMap>,
+        _: bool,
+    ) -> Result<()> {
+        self.with("XEN_DOMCTL_setvcpuaffinity", dom, |domain| {
+            let value = (hard.cloned(), soft.cloned());
+            domain.affinity.insert(vcpu.0, value);
+        })
+    }
+
+    fn share(&self, dom: DomId, _: Scheduler) -> Result<Share> {
+        self.with("XEN_DOMCTL_scheduler_op", dom, |domain| {
+            domain.share.unwrap_or(Share::Weighted {
+                weight: 256,
+                cap: 0,
+            })
+        })
+    }
+
+    fn set_share(&self, dom: DomId, _: Scheduler, share: Share) -> Result<()> {
+        self.with("XEN_DOMCTL_scheduler_op", dom, |domain| {
+            domain.share = Some(share);
+        })
+    }
+
+    fn pools(&self) -> Result<Vec<CpuPool>> {
+        let pool = |id: u32, scheduler| CpuPool {
+            id,
+            scheduler,
+            domains: 0,
+            cpus: [2 * id, 2 * id + 1].into_iter().collect(),
+        };
+        Ok(vec![
+            pool(0, Scheduler::Credit2),
+            pool(1, Scheduler::Credit),
+        ])
+    }
+
+    fn topology(&self) -> Result<Vec<Option<CpuPlace>>> {
+        let place = |cpu| {
+            Some(CpuPlace {
+                core: cpu,
+                socket: 0,
+                node: cpu / 2,
+            })
+        };
+        Ok((0..4).map(place).collect())
     }
 }

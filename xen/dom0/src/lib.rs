@@ -16,6 +16,7 @@ mod host;
 mod hypervisor;
 mod identity;
 mod mapping;
+mod placement;
 mod preflight;
 mod seeds;
 mod storenode;

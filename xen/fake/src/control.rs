@@ -12,6 +12,7 @@ use xen_sys::{DomId, Errno, GrantRef, Mfn, Pfn, Port, VcpuId};
 
 use crate::events::{Channel, ChannelState};
 use crate::memory::{Slot, View};
+use crate::placement::{CPUS, Places};
 use crate::tables::{self, Frames};
 use crate::world::{DomainState, Shared, State};
 use crate::{Call, World};
@@ -47,6 +48,7 @@ pub(crate) struct Build {
     pinned: BTreeSet<u64>,
     shared_info: Arc<Slot>,
     start: Option<VcpuStart>,
+    pub(crate) places: Places,
 }
 
 impl Build {
@@ -111,7 +113,7 @@ impl State {
 
 impl Control {
     /// Counts a call, fails it if it is to fail, and gives the domain's state.
-    fn with<T>(
+    pub(crate) fn with<T>(
         &self,
         op: &'static str,
         dom: DomId,
@@ -185,10 +187,10 @@ impl DomainControl for Control {
             build_id: String::new(),
             scheduler: "credit2".into(),
             platform_parameters: "virt_start=0xffff800000000000".into(),
-            cpus: 1,
-            max_cpu_id: 0,
-            nodes: 1,
-            cores_per_socket: 1,
+            cpus: CPUS,
+            max_cpu_id: CPUS - 1,
+            nodes: 2,
+            cores_per_socket: 2,
             threads_per_core: 1,
             cpu_khz: 1_000_000,
             hw_cap: [0; 8],
@@ -233,6 +235,7 @@ impl DomainControl for Control {
             pinned: BTreeSet::new(),
             shared_info,
             start: None,
+            places: Places::new(),
         };
         let domain = DomainState {
             build: Some(build),

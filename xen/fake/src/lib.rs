@@ -29,6 +29,7 @@ mod faults;
 mod foreign;
 mod grants;
 mod memory;
+mod placement;
 mod schedule;
 mod tables;
 mod world;

@@ -17,6 +17,7 @@ mod error;
 mod events;
 mod foreign;
 mod grants;
+mod placement;
 mod store;
 mod xenbus;
 
@@ -29,6 +30,10 @@ pub use error::{Error, Result};
 pub use events::EventChannels;
 pub use foreign::{CopyBuffer, ForeignGrants, GrantCopy};
 pub use grants::{AccessMode, GrantTable, Lease};
+pub use placement::{
+    Affinity, CpuMap, CpuPlace, CpuPool, HostControl, NumaNode, Placement, PoolSettings, Scheduler,
+    Share, Timed, Trigger, VcpuInfo,
+};
 pub use store::{MAX_RETRIES, Store, StoreExt, StoreLink, StoreOp};
 pub use xenbus::XenbusState;
 pub use xs_wire::{Access, Permission, StoreError, TxId, WatchEvent};

@@ -12,10 +12,12 @@ pub mod errno;
 pub mod event_channel;
 pub mod features;
 pub mod grant_table;
+pub mod hypfs;
 pub mod io;
 pub mod memory;
 mod plain;
 pub mod sched;
+pub mod schedule;
 pub mod sysctl;
 pub mod types;
 pub mod vcpu;
@@ -32,12 +34,14 @@ pub const LAYOUTS: &[&[Layout]] = &[
     domctl::LAYOUTS,
     event_channel::LAYOUTS,
     grant_table::LAYOUTS,
+    hypfs::LAYOUTS,
     io::blkif::LAYOUTS,
     io::console::LAYOUTS,
     io::netif::LAYOUTS,
     io::xs_wire::LAYOUTS,
     memory::LAYOUTS,
     sched::LAYOUTS,
+    schedule::LAYOUTS,
     sysctl::LAYOUTS,
     vcpu::LAYOUTS,
     version::LAYOUTS,
@@ -53,12 +57,14 @@ pub const CONSTANTS: &[&[Constant]] = &[
     event_channel::CONSTANTS,
     features::CONSTANTS,
     grant_table::CONSTANTS,
+    hypfs::CONSTANTS,
     io::blkif::CONSTANTS,
     io::netif::CONSTANTS,
     io::xenbus::CONSTANTS,
     io::xs_wire::CONSTANTS,
     memory::CONSTANTS,
     sched::CONSTANTS,
+    schedule::CONSTANTS,
     sysctl::CONSTANTS,
     vcpu::CONSTANTS,
     version::CONSTANTS,

@@ -235,6 +235,7 @@ fn every_structure_and_constant_is_what_the_c_headers_say() {
         "version.h",
         "elfnote.h",
         "features.h",
+        "hypfs.h",
         "io/blkif.h",
         "io/console.h",
         "io/netif.h",
