@@ -13,7 +13,7 @@ use crate::times;
 /// 2 MiB: the largest extents that are tried.
 const SUPERPAGE_ORDER: u32 = 9;
 /// What libxl adds to the memory limit, for what the domain itself does not count.
-const MEMORY_SLACK_KIB: u64 = 1024;
+pub(crate) const MEMORY_SLACK_KIB: u64 = 1024;
 /// The grants that every PV guest starts with (libxl, `GNTTAB_RESERVED_*`).
 const CONSOLE_GRANT: GrantRef = GrantRef(0);
 const STORE_GRANT: GrantRef = GrantRef(1);

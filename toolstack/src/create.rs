@@ -22,7 +22,7 @@ use crate::userdata::{self, Userdata};
 use crate::{interrupt, storage, uuid};
 
 /// How long back ends may take to take notice of a new guest.
-const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
+pub(crate) const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A domain that is destroyed when this is dropped, unless it is kept.
 pub struct DomainGuard<'a, C: DomainControl, S: StoreControl> {
@@ -270,7 +270,7 @@ fn check_uuid(control: &impl DomainControl, id: &[u8; 16]) -> Result<()> {
 
 /// Refuses storage that a running guest or dom0 writes to, and storage that shall be written to while one
 /// of them reads it.
-fn check_disks(store: &impl Store, disks: &[Disk], indexed: bool) -> Result<()> {
+pub(crate) fn check_disks(store: &impl Store, disks: &[Disk], indexed: bool) -> Result<()> {
     for (index, disk) in disks.iter().enumerate() {
         let twin = disks[..index].iter().find(|other| share(other.id, disk.id));
         if let Some(twin) = twin
@@ -360,7 +360,7 @@ fn shared(disk: &Disk, by: &str) -> Error {
 }
 
 /// What the kernel's back end needs: a block device, made of a file if need be.
-fn physical_device(disk: &Disk, loops: &mut Vec<LoopDevice>) -> Result<PhysicalDevice> {
+pub(crate) fn physical_device(disk: &Disk, loops: &mut Vec<LoopDevice>) -> Result<PhysicalDevice> {
     let path = &disk.config.target;
     if let Target::Block(major, minor) = disk.target {
         return Ok(PhysicalDevice {
@@ -383,7 +383,7 @@ fn physical_device(disk: &Disk, loops: &mut Vec<LoopDevice>) -> Result<PhysicalD
 }
 
 /// Gives our hold on a loop device up once the kernel's back end has its own.
-fn release_loop(dom: DomId, device: LoopDevice) -> Result<()> {
+pub(crate) fn release_loop(dom: DomId, device: LoopDevice) -> Result<()> {
     const STEP: Duration = Duration::from_millis(1);
     const STEPS: u32 = 2000;
     let (major, minor) = device.number;
@@ -427,22 +427,26 @@ fn wait_for_backends<S: StoreControl>(store: &S, dom: DomId, guest: &Prepared) -
         path: nodes::backend("vif", dom, nic.devid),
         what: format!("the back end of card {}", nic.devid),
     });
-    wait_backends(
-        store,
-        disks.chain(nics).collect(),
-        BACKEND_TIMEOUT,
-        |state| match state {
-            Some(XenbusState::InitWait | XenbusState::Initialised | XenbusState::Connected) => {
-                Look::Done
-            }
-            Some(XenbusState::Closing | XenbusState::Closed) => Look::Failed,
-            _ => Look::Waiting,
-        },
-    )
+    wait_ready(store, disks.chain(nics).collect(), BACKEND_TIMEOUT)
+}
+
+/// Waits until back ends have taken notice.
+pub(crate) fn wait_ready<S: StoreControl>(
+    store: &S,
+    backends: Vec<Awaited>,
+    timeout: Duration,
+) -> Result<()> {
+    wait_backends(store, backends, timeout, |state| match state {
+        Some(XenbusState::InitWait | XenbusState::Initialised | XenbusState::Connected) => {
+            Look::Done
+        }
+        Some(XenbusState::Closing | XenbusState::Closed) => Look::Failed,
+        _ => Look::Waiting,
+    })
 }
 
 /// Puts the interface that the back end has made where it belongs, as the script vif-bridge would.
-fn connect_nic(store: &impl Store, dom: DomId, nic: &Nic) -> Result<()> {
+pub(crate) fn connect_nic(store: &impl Store, dom: DomId, nic: &Nic) -> Result<()> {
     let mut name = nic.interface(dom);
     let failed = |step: &'static str, object: &str, error: std::io::Error| {
         Error::system(step, object, &error)

@@ -195,7 +195,7 @@ pub fn remove_devices<S: StoreControl>(store: &S, dom: DomId) -> Result<()> {
 }
 
 /// Undoes what a stock block script has done for a disk file.
-fn detach(store: &impl Store, device: &Device) -> Result<()> {
+pub(crate) fn detach(store: &impl Store, device: &Device) -> Result<()> {
     let get = |key: &str| {
         text(store, None, &format!("{}/{key}", device.backend))
             .map_err(Error::store("look at", &device.backend))

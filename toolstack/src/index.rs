@@ -94,6 +94,21 @@ pub fn guest(dom: DomId, name: &str, disks: &[Disk]) -> Nodes {
     nodes
 }
 
+/// The entry of a guest that is renamed, while somebody keeps the index; it removes the old one.
+pub fn renamed(dom: DomId, name: &str) -> (String, String) {
+    (format!("{TOP}/{}", name_entry(name)), dom.to_string())
+}
+
+/// The entry of a disk that a running guest is given, while somebody keeps the index.
+pub fn attached(dom: DomId, disk: &Disk) -> Nodes {
+    let of_disk = [(disk.id, disk.config.number, disk.config.writable)];
+    let mut nodes = Nodes::default();
+    for (entry, value) in entries(dom, "", of_disk).into_iter().skip(1) {
+        nodes.put(format!("{TOP}/{entry}"), value);
+    }
+    nodes
+}
+
 fn list_node(dom: DomId) -> String {
     format!("{}/xlrs", nodes::libxl(dom))
 }

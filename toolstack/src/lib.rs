@@ -5,6 +5,7 @@
 //! Invariant: every wait has a bound and says who was late; no process is forked to create a guest.
 #![deny(unsafe_code)]
 
+pub mod attach;
 pub mod backends;
 pub mod build;
 pub mod claims;
@@ -13,17 +14,21 @@ pub mod console;
 pub mod consoled;
 pub mod create;
 pub mod destroy;
+pub mod dump;
 mod error;
 pub mod host;
 pub mod image;
 pub mod index;
 pub mod interrupt;
 pub mod lock;
+pub mod memory;
 pub mod nodes;
 pub mod os;
 pub mod paths;
 pub mod power;
 pub mod prepare;
+pub mod rename;
+pub mod retrieve;
 pub mod storage;
 pub mod store;
 pub mod supervise;

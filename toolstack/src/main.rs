@@ -8,6 +8,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     xlrs::times::begin();
     let cli = cli::Cli::read();
+    let status = cli.exit_status();
     xlrs::times::mark("command line");
     let result = cli::run(cli);
     xlrs::times::print();
@@ -15,7 +16,7 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) => {
             eprintln!("xlrs: {error}");
-            ExitCode::from(error.kind.exit_status())
+            ExitCode::from(status(error.kind))
         }
     }
 }

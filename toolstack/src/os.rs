@@ -321,6 +321,19 @@ pub fn loop_backing(device: &File) -> io::Result<(u64, u64)> {
     Ok((info.device, info.inode))
 }
 
+/// The hour, minute and second of a time in seconds since 1970, as this host's people count them.
+pub fn time_of_day(since_1970: u64) -> (u32, u32, u32) {
+    let time = since_1970 as libc::time_t;
+    let mut out = std::mem::MaybeUninit::<libc::tm>::zeroed();
+    // SAFETY: both point to initialised memory of their types for the call; zero is a value of all
+    // members, the pointer among them, and is what is left if the call fails.
+    let out = unsafe {
+        libc::localtime_r(&raw const time, out.as_mut_ptr());
+        out.assume_init()
+    };
+    (out.tm_hour as u32, out.tm_min as u32, out.tm_sec as u32)
+}
+
 /// The effective user's number.
 pub fn effective_user() -> u32 {
     // SAFETY: it has no preconditions and cannot fail.

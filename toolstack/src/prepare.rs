@@ -6,7 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use pv_layout::{BootPlan, LayoutError};
 
-use crate::config::{DiskConfig, DomainConfig};
+use crate::config::{DiskConfig, DomainConfig, NicConfig};
 use crate::error::{Error, Kind, Result};
 use crate::image::{Kernel, Ramdisk};
 use crate::nodes::Nic;
@@ -125,32 +125,35 @@ impl Prepared {
     /// # Errors
     /// A bridge is missing, or the name of an interface is taken.
     pub fn check_host(&self) -> Result<()> {
-        for nic in &self.nics {
-            if !os::is_bridge(&nic.bridge) {
-                let what = if os::interface_exists(&nic.bridge) {
-                    "it is no bridge"
-                } else {
-                    "there is no such interface"
-                };
-                return Err(Error::new("find the bridge", &nic.bridge, what)
-                    .kind(Kind::Invalid)
-                    .hint(format!(
-                        "make it with `ip link add {0} type bridge && ip link set {0} up`, or name another with bridge=",
-                        nic.bridge
-                    )));
-            }
-            if let Some(name) = &nic.config.vifname
-                && os::interface_exists(name)
-            {
-                return Err(
-                    Error::new("name the interface", name, "there is one of this name")
-                        .kind(Kind::Exists)
-                        .hint("choose another vifname="),
-                );
-            }
-        }
-        Ok(())
+        self.nics.iter().try_for_each(check_nic)
     }
+}
+
+/// Checks what a card needs of the host.
+pub(crate) fn check_nic(nic: &Nic) -> Result<()> {
+    if !os::is_bridge(&nic.bridge) {
+        let what = if os::interface_exists(&nic.bridge) {
+            "it is no bridge"
+        } else {
+            "there is no such interface"
+        };
+        return Err(Error::new("find the bridge", &nic.bridge, what)
+            .kind(Kind::Invalid)
+            .hint(format!(
+                "make it with `ip link add {0} type bridge && ip link set {0} up`, or name another with bridge=",
+                nic.bridge
+            )));
+    }
+    if let Some(name) = &nic.config.vifname
+        && os::interface_exists(name)
+    {
+        return Err(
+            Error::new("name the interface", name, "there is one of this name")
+                .kind(Kind::Exists)
+                .hint("choose another vifname="),
+        );
+    }
+    Ok(())
 }
 
 /// Back ends, and the supervisor that creates the guest again, are in other folders than we are.
@@ -181,7 +184,7 @@ fn layout_error(config: &DomainConfig, kernel: &Kernel, error: LayoutError) -> E
     }
 }
 
-fn check_disk(config: &DiskConfig) -> Result<Disk> {
+pub(crate) fn check_disk(config: &DiskConfig) -> Result<Disk> {
     let path = config.target.display();
     let step = "use the disk";
     let failed = |error: &std::io::Error| {
@@ -222,40 +225,48 @@ fn check_disk(config: &DiskConfig) -> Result<Disk> {
 pub fn name_nics(config: &DomainConfig) -> Result<Vec<Nic>> {
     let mut nics: Vec<Nic> = Vec::new();
     for nic in &config.nics {
-        let mac = match nic.mac {
-            Some(mac) => mac,
-            None => {
-                let [a, b, c] =
-                    uuid::random::<3>().map_err(|e| Error::system("make a MAC address", "", &e))?;
-                [0x00, 0x16, 0x3e, a & 0x7f, b, c]
-            }
-        };
-        let taken = |devid| nics.iter().any(|other: &Nic| other.devid == devid);
-        let devid = match nic.devid {
-            Some(devid) if taken(devid) => {
-                return Err(
-                    Error::new("number the card", devid, "there are two of this devid")
-                        .kind(Kind::Invalid)
-                        .hint("choose another devid=, or leave it out"),
-                );
-            }
-            Some(devid) => devid,
-            None => (0..).find(|devid| !taken(*devid)).unwrap_or(0),
-        };
-        let bridge = nic.bridge.clone().unwrap_or_else(|| DEFAULT_BRIDGE.into());
-        let mtu = nic
-            .mtu
-            .or_else(|| bridge_mtu(&bridge))
-            .unwrap_or(DEFAULT_MTU);
-        nics.push(Nic {
-            config: nic.clone(),
-            devid,
-            mac,
-            bridge,
-            mtu,
-        });
+        let taken: Vec<u32> = nics.iter().map(|other| other.devid).collect();
+        nics.push(name_nic(nic, &taken)?);
     }
     Ok(nics)
+}
+
+/// Answers what the configuration leaves open about a card of a guest that has these already.
+///
+/// # Errors
+/// It has one of this number.
+pub fn name_nic(nic: &NicConfig, taken: &[u32]) -> Result<Nic> {
+    let mac = match nic.mac {
+        Some(mac) => mac,
+        None => {
+            let [a, b, c] =
+                uuid::random::<3>().map_err(|e| Error::system("make a MAC address", "", &e))?;
+            [0x00, 0x16, 0x3e, a & 0x7f, b, c]
+        }
+    };
+    let devid = match nic.devid {
+        Some(devid) if taken.contains(&devid) => {
+            return Err(
+                Error::new("number the card", devid, "there are two of this devid")
+                    .kind(Kind::Invalid)
+                    .hint("choose another devid=, or leave it out"),
+            );
+        }
+        Some(devid) => devid,
+        None => (0..).find(|devid| !taken.contains(devid)).unwrap_or(0),
+    };
+    let bridge = nic.bridge.clone().unwrap_or_else(|| DEFAULT_BRIDGE.into());
+    let mtu = nic
+        .mtu
+        .or_else(|| bridge_mtu(&bridge))
+        .unwrap_or(DEFAULT_MTU);
+    Ok(Nic {
+        config: nic.clone(),
+        devid,
+        mac,
+        bridge,
+        mtu,
+    })
 }
 
 fn bridge_mtu(bridge: &str) -> Option<u32> {

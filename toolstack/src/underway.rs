@@ -1,5 +1,6 @@
-//! Creations that are underway: each has a file that its process has locked. A file that nobody has
-//! locked tells of a process that was killed, and its guest is to be removed.
+//! Creations that are underway, and devices that are attached or detached: each has a file that its process
+//! has locked. A file that nobody has locked tells of a process that was killed, and its guest or device is
+//! to be removed.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -14,6 +15,8 @@ use crate::{paths, uuid};
 
 /// What the files' names begin with; the guest's UUID follows.
 const PREFIX: &str = "creating.";
+/// The same for a device; the guest's UUID follows, its kind and its number.
+const DEVICE_PREFIX: &str = "device.";
 /// How often a file may be removed by another process between being opened and being locked.
 const TRIES: usize = 16;
 
@@ -31,17 +34,31 @@ impl Underway {
     /// # Errors
     /// Another process is at work on this guest, or the file cannot be made.
     pub fn begin(id: &[u8; 16]) -> Result<Underway> {
-        let path = path(id);
-        match lock(&path, true) {
-            Ok(Some(mark)) => Ok(mark),
-            Ok(None) => Err(Error::new(
-                "create a guest with UUID",
-                uuid::format(id),
-                "another xlrs is at work on it",
-            )
-            .hint("wait for that one, or choose another uuid=")),
-            Err(error) => Err(Error::system("write", path.display(), &error)),
-        }
+        let hint = "wait for that one, or choose another uuid=";
+        let what = ("create a guest with UUID", uuid::format(id), hint);
+        begin(path(id), what)
+    }
+
+    /// Marks a device that is about to be attached or detached.
+    ///
+    /// # Errors
+    /// Another process is at work on this device, or the file cannot be made.
+    pub fn begin_device(id: &[u8; 16], kind: &str, number: &str) -> Result<Underway> {
+        let object = format!("{kind} {number} of the guest {}", uuid::format(id));
+        let what = ("attach or detach", object, "wait for that one");
+        begin(device_path(id, kind, number), what)
+    }
+
+    /// Takes over what a killed process has left of a device.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn take_over_device(
+        id: &[u8; 16],
+        kind: &str,
+        number: &str,
+    ) -> io::Result<Option<Underway>> {
+        take_over(device_path(id, kind, number))
     }
 
     /// Takes over what a killed process has left; `None` if it is still at work, or has ended well.
@@ -49,10 +66,7 @@ impl Underway {
     /// # Errors
     /// The file system's.
     pub fn take_over(id: &[u8; 16]) -> io::Result<Option<Underway>> {
-        match lock(&path(id), false) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            other => other,
-        }
+        take_over(path(id))
     }
 
     /// Notes whose mark it is: the guest may be gone by the time that somebody takes it over.
@@ -86,13 +100,48 @@ impl Drop for Underway {
     }
 }
 
+fn begin(path: PathBuf, (step, object, hint): (&str, String, &str)) -> Result<Underway> {
+    match lock(&path, true) {
+        Ok(Some(mark)) => Ok(mark),
+        Ok(None) => Err(Error::new(step, object, "another xlrs is at work on it").hint(hint)),
+        Err(error) => Err(Error::system("write", path.display(), &error)),
+    }
+}
+
+fn take_over(path: PathBuf) -> io::Result<Option<Underway>> {
+    match lock(&path, false) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other,
+    }
+}
+
 /// All guests whose creation is or was underway.
 pub fn all() -> Vec<[u8; 16]> {
-    let entries = fs::read_dir(paths::at(paths::RUN)).into_iter().flatten();
-    let names = entries.flatten().map(|entry| entry.file_name());
-    names
+    names()
         .filter_map(|name| uuid::parse(name.to_str()?.strip_prefix(PREFIX)?))
         .collect()
+}
+
+/// All devices that are or were underway: the guest's UUID, kind, number.
+pub fn all_devices() -> Vec<([u8; 16], String, String)> {
+    let parse = |name: std::ffi::OsString| {
+        let rest = name.to_str()?.strip_prefix(DEVICE_PREFIX)?;
+        let [id, kind, number] = rest.split('.').collect::<Vec<_>>().try_into().ok()?;
+        let plain = |word: &str| word.bytes().all(|b| b.is_ascii_alphanumeric());
+        let good = plain(kind) && plain(number);
+        good.then_some((uuid::parse(id)?, kind.to_string(), number.to_string()))
+    };
+    names().filter_map(parse).collect()
+}
+
+fn names() -> impl Iterator<Item = std::ffi::OsString> {
+    let entries = fs::read_dir(paths::at(paths::RUN)).into_iter().flatten();
+    entries.flatten().map(|entry| entry.file_name())
+}
+
+fn device_path(id: &[u8; 16], kind: &str, number: &str) -> PathBuf {
+    let name = format!("{DEVICE_PREFIX}{}.{kind}.{number}", uuid::format(id));
+    paths::at(paths::RUN).join(name)
 }
 
 fn path(id: &[u8; 16]) -> PathBuf {
@@ -102,9 +151,11 @@ fn path(id: &[u8; 16]) -> PathBuf {
 fn lock(path: &PathBuf, create: bool) -> io::Result<Option<Underway>> {
     for _ in 0..TRIES {
         let file = OpenOptions::new()
-            // Opened for writing: that it is closed, for whatever reason, is then told by inotify.
-            .append(true)
+            // Opened for writing: that it is closed, for whatever reason, is then told by inotify. Who only
+            // takes over does not tell: it would call itself again and again if it cannot be done.
+            .append(create)
             .create(create)
+            .read(!create)
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
             .open(path)?;

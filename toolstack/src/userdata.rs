@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use serde_json::{Map, Value, json};
 use xen_sys::DomId;
 
-use crate::config::{Action, DomainConfig};
+use crate::config::{Action, DiskConfig, DomainConfig, vdev_number};
 use crate::error::{Error, Result};
 use crate::nodes::Nic;
 use crate::{paths, uuid};
@@ -59,9 +59,11 @@ pub fn write(dom: DomId, id: &[u8; 16], kind: Userdata, text: &str) -> Result<()
     write().map_err(|e| Error::system("write", path.display(), &e))
 }
 
-/// A guest's file, if there is one.
+/// A guest's file, if there is one; without the NUL that libxl puts at its end.
 pub fn read(dom: DomId, id: &[u8; 16], kind: Userdata) -> Option<String> {
-    fs::read_to_string(path(dom, id, kind)).ok()
+    let mut text = fs::read_to_string(path(dom, id, kind)).ok()?;
+    text.truncate(text.trim_end_matches('\0').len());
+    Some(text)
 }
 
 /// Removes a guest's files.
@@ -149,35 +151,11 @@ pub fn libxl_json(config: &DomainConfig, id: &[u8; 16], nics: &[Nic]) -> Value {
     );
     out.insert("b_info".into(), Value::Object(b_info));
     if !config.disks.is_empty() {
-        let disks = config.disks.iter().map(|disk| {
-            let mut out = Map::new();
-            out.insert("pdev_path".into(), json!(disk.target));
-            out.insert("vdev".into(), json!(disk.vdev));
-            out.insert("format".into(), json!(disk.format.name()));
-            if disk.writable {
-                out.insert("readwrite".into(), json!(1));
-            }
-            Value::Object(out)
-        });
+        let disks = config.disks.iter().map(disk_json);
         out.insert("disks".into(), disks.collect());
     }
     if !nics.is_empty() {
-        let nics = nics.iter().map(|nic| {
-            let mut out = Map::new();
-            out.insert("devid".into(), json!(nic.devid));
-            if let Some(mtu) = nic.config.mtu {
-                out.insert("mtu".into(), json!(mtu));
-            }
-            out.insert("mac".into(), json!(nic.mac_text()));
-            if let Some(ip) = &nic.config.ip {
-                out.insert("ip".into(), json!(ip));
-            }
-            out.insert("bridge".into(), json!(nic.bridge));
-            if let Some(name) = &nic.config.vifname {
-                out.insert("ifname".into(), json!(name));
-            }
-            Value::Object(out)
-        });
+        let nics = nics.iter().map(nic_json);
         out.insert("nics".into(), nics.collect());
     }
     let events = &config.events;
@@ -194,6 +172,53 @@ pub fn libxl_json(config: &DomainConfig, id: &[u8; 16], nics: &[Nic]) -> Value {
         }
     }
     Value::Object(out)
+}
+
+/// libxl's JSON of a disk.
+pub fn disk_json(disk: &DiskConfig) -> Value {
+    let mut out = Map::new();
+    out.insert("pdev_path".into(), json!(disk.target));
+    out.insert("vdev".into(), json!(disk.vdev));
+    out.insert("format".into(), json!(disk.format.name()));
+    if disk.writable {
+        out.insert("readwrite".into(), json!(1));
+    }
+    Value::Object(out)
+}
+
+/// libxl's JSON of a network card.
+pub fn nic_json(nic: &Nic) -> Value {
+    let mut out = Map::new();
+    out.insert("devid".into(), json!(nic.devid));
+    if let Some(mtu) = nic.config.mtu {
+        out.insert("mtu".into(), json!(mtu));
+    }
+    out.insert("mac".into(), json!(nic.mac_text()));
+    if let Some(ip) = &nic.config.ip {
+        out.insert("ip".into(), json!(ip));
+    }
+    out.insert("bridge".into(), json!(nic.bridge));
+    if let Some(name) = &nic.config.vifname {
+        out.insert("ifname".into(), json!(name));
+    }
+    Value::Object(out)
+}
+
+/// The number that the store has for a `vbd` or `vif` in libxl's JSON.
+pub fn device_number(kind: &str, device: &Value) -> Option<String> {
+    match kind {
+        "vbd" => {
+            let vdev = device.get("vdev")?.as_str()?;
+            Some(vdev_number(vdev).ok()?.to_string())
+        }
+        // The first has the default, which is left out by some releases.
+        _ => Some(
+            device
+                .get("devid")
+                .map_or(0, |id| id.as_u64().unwrap_or(0))
+                .to_string(),
+        ),
+    }
 }
 
 /// A JSON value as libxl prints it: four spaces a level, and an empty line in empty objects.

@@ -65,7 +65,8 @@ impl Entry {
 /// All scenarios.
 pub fn entries() -> Vec<Entry> {
     use cases::{
-        bad_input, block, debian, device_nodes, hostile, http, lifecycle, stock_tools, store,
+        bad_input, block, debian, device_nodes, golden, hostile, http, lifecycle, stock_tools,
+        store,
     };
     let about_store = "nodes, transactions and watches of the store, through its socket";
     let about_rights = "what a guest may do with its own nodes and others', through its ring";
@@ -73,6 +74,8 @@ pub fn entries() -> Vec<Entry> {
     let about_block = "64 MiB through blkfront stand in the file behind it and read back the same";
     let about_http = "our guest serves 1 MiB over HTTP to dom0 with the right content";
     let about_debian = "a Debian kernel mounts its disk, copies a file and pings dom0";
+    let about_golden =
+        "every command that shows something says the same as xl, with the same status";
     vec![
         Entry::new(
             "device-nodes",
@@ -126,6 +129,10 @@ pub fn entries() -> Vec<Entry> {
             stock_tools::all,
         )
         .stock(&["xl", "console", "blkback"]),
+        Entry::new("golden-ours", about_golden, golden::ours).timeout_s(400),
+        Entry::new("golden-stock", about_golden, golden::stock)
+            .stock(&["xl", "console", "blkback", "netback"])
+            .timeout_s(400),
         Entry::new(
             "store-tools-ours",
             about_tools,

@@ -28,8 +28,34 @@ pub fn check(args: &CheckArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Reads a file and `key=value` arguments; prints warnings.
-pub fn read(file: Option<&Path>, more: &[String]) -> Result<DomainConfig> {
+/// The file and the `key=value` arguments among the words of a command line.
+pub fn split_words(
+    defconfig: Option<&PathBuf>,
+    words: &[String],
+) -> Result<(Option<PathBuf>, Vec<String>)> {
+    let mut file = defconfig.cloned();
+    let mut more = Vec::new();
+    let usage = |word: &str, cause: &str| {
+        Error::new("read the command line", word, cause).kind(Kind::Usage)
+    };
+    for word in words {
+        if word.contains('=') {
+            more.push(word.clone());
+        } else if file.is_none() {
+            file = Some(word.into());
+        } else {
+            return Err(usage(word, "there are two configuration files"));
+        }
+    }
+    if file.is_none() && more.is_empty() {
+        let error = usage("", "no configuration file is named");
+        return Err(error.hint("name a FILE, or say all of it as KEY=VALUE"));
+    }
+    Ok((file, more))
+}
+
+/// A file and `key=value` arguments as text.
+pub fn sources(file: Option<&Path>, more: &[String]) -> Result<Vec<Source>> {
     let mut sources = Vec::new();
     if let Some(path) = file.filter(|path| *path != Path::new("/dev/null")) {
         let bytes = read_file(path)?;
@@ -53,6 +79,12 @@ pub fn read(file: Option<&Path>, more: &[String]) -> Result<DomainConfig> {
             text: quoted(text),
         });
     }
+    Ok(sources)
+}
+
+/// Reads a file and `key=value` arguments; prints warnings.
+pub fn read(file: Option<&Path>, more: &[String]) -> Result<DomainConfig> {
+    let sources = sources(file, more)?;
     match config::load(&sources) {
         Ok((config, warnings)) => {
             for warning in warnings {
@@ -83,7 +115,7 @@ fn read_file(path: &Path) -> Result<Vec<u8>> {
     File::open(path)
         .and_then(|file| file.take(MAX_FILE + 1).read_to_end(&mut bytes))
         .map_err(|e| {
-            let error = Error::system(step, path.display(), &e).kind(Kind::Config);
+            let error = Error::system(step, path.display(), &e);
             match e.kind() {
                 ErrorKind::IsADirectory => error.hint("name a file in it"),
                 _ => error,
@@ -106,7 +138,7 @@ fn quoted(text: &str) -> String {
     let plain = value.trim_start();
     let is_value =
         plain.starts_with(['"', '\'', '[']) || plain.starts_with(|c: char| c.is_ascii_digit());
-    if is_value && !plain.is_empty() {
+    if is_value {
         return text.to_string();
     }
     format!(

@@ -10,7 +10,7 @@ use xlrs::host::{self, Part, State, Wanted};
 use xlrs::{Error, Result, consoled, supervise};
 use xs_client::Connection;
 
-use super::inspect::print_json;
+use super::common::print_json;
 
 #[derive(Args)]
 pub struct HostArgs {
@@ -62,12 +62,12 @@ fn part(name: &str) -> Result<Part, String> {
     })
 }
 
-pub fn host(args: HostArgs) -> Result<ExitCode> {
-    match args.verb {
+pub fn host(args: &HostArgs) -> Result<ExitCode> {
+    match &args.verb {
         Verb::Start(args) => {
             let wanted = Wanted {
-                stock: args.stock.into_iter().collect(),
-                programs: args.programs,
+                stock: args.stock.iter().copied().collect(),
+                programs: args.programs.clone(),
             };
             let preflight = || xen_dom0::preflight().map_err(|e| Error::new("reach Xen", "", e));
             host::start(&wanted, preflight, |line| {
@@ -77,7 +77,7 @@ pub fn host(args: HostArgs) -> Result<ExitCode> {
             })?;
         }
         Verb::Stop(args) => host::stop(running_guests(), args.force, |line| eprintln!("{line}"))?,
-        Verb::Status(args) => return status(&args),
+        Verb::Status(args) => return status(args),
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -160,7 +160,7 @@ impl consoled::World for Dom0 {
     }
 }
 
-pub fn console_daemon(args: ConsoleDaemonArgs) -> ExitCode {
+pub fn console_daemon(args: &ConsoleDaemonArgs) -> ExitCode {
     daemon::run("xlrs console-daemon", &args.common, |ready| {
         let _lock = daemon::only_one("console-daemon")?;
         let signals = Signals::take()?;
@@ -170,11 +170,11 @@ pub fn console_daemon(args: ConsoleDaemonArgs) -> ExitCode {
             events: xen_dom0::Events::open()?,
             store: super::store()?,
         };
-        consoled::serve(&world, Some(args.log_folder), &signals, ready)
+        consoled::serve(&world, Some(args.log_folder.clone()), &signals, ready)
     })
 }
 
-pub fn supervise(args: SuperviseArgs) -> ExitCode {
+pub fn supervise(args: &SuperviseArgs) -> ExitCode {
     daemon::run("xlrs supervise", &args.common, |ready| {
         let _lock = daemon::only_one("supervise")?;
         let signals = Signals::take()?;

@@ -13,6 +13,7 @@ use xlrs::{
 };
 
 use super::check;
+use super::common::DomainArgs;
 
 #[derive(Args, Debug, Default, PartialEq)]
 pub struct CreateArgs {
@@ -33,7 +34,7 @@ pub struct CreateArgs {
     quiet: bool,
     /// Print the configuration as JSON, and the plan, and stop there
     #[arg(short = 'n', long, alias = "dryrun")]
-    dry_run: bool,
+    pub dry_run: bool,
     /// Accepted for scripts written for xl: there is no process for each guest here
     #[arg(short = 'e', hide = true)]
     no_monitor: bool,
@@ -60,9 +61,51 @@ impl CreateArgs {
 }
 
 #[derive(Args)]
-pub struct DomainArgs {
+pub struct DestroyArgs {
     /// The guest's name or number
     domain: String,
+    /// Accepted for scripts written for xl: dom0 is refused all the same
+    #[arg(short, hide = true)]
+    force: bool,
+}
+
+#[derive(Args)]
+pub struct RunArgs {
+    /// The kernel, or an appliance
+    kernel: PathBuf,
+    /// Its name; the kernel's file name if it is left out
+    #[arg(long)]
+    name: Option<String>,
+    /// Its memory: a number of MiB, or a number and a unit: 64, 64M, 1G
+    #[arg(short, long, default_value = "64M")]
+    memory: String,
+    /// How many vCPUs it has
+    #[arg(long, default_value_t = 1)]
+    vcpus: u32,
+    /// A ramdisk
+    #[arg(long, value_name = "FILE")]
+    ramdisk: Option<PathBuf>,
+    /// What it is told on its command line
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    cmdline: Option<String>,
+    /// A disk; repeat it for more: they become xvda, xvdb, …
+    #[arg(long, value_name = "FILE")]
+    disk: Vec<PathBuf>,
+    /// A network card on this bridge; repeat it for more
+    #[arg(long, value_name = "BRIDGE")]
+    net: Vec<String>,
+    /// Attach to the guest's console
+    #[arg(short = 'c', long)]
+    console: bool,
+    /// Leave the guest paused
+    #[arg(short = 'p', long)]
+    paused: bool,
+    /// More configuration, as in a configuration file
+    #[arg(value_name = "KEY=VALUE")]
+    more: Vec<String>,
+    /// Show what would be made, and stop there
+    #[arg(short = 'n', long)]
+    pub dry_run: bool,
 }
 
 #[derive(Args)]
@@ -76,25 +119,41 @@ pub struct ShutdownArgs {
     /// Wait until it has shut down; twice: until it is gone
     #[arg(short, long, action = clap::ArgAction::Count)]
     wait: u8,
+    /// Accepted for scripts written for xl: PV guests need no such help
+    #[arg(short = 'F', hide = true)]
+    force: bool,
 }
 
 #[derive(Args)]
 pub struct ConsoleArgs {
     /// The guest's name or number
     domain: String,
-    /// Accepted for scripts written for xl: a PV guest has one kind of console
-    #[arg(short = 't', hide = true, value_parser = ["pv"])]
-    kind: Option<String>,
+    /// The kind of console; a PV guest has no others
+    #[arg(short = 't', value_name = "KIND", value_parser = ["pv"], default_value = "pv")]
+    _kind: String,
+    /// The console's number; there is one
+    #[arg(short = 'n', value_name = "NUMBER", value_parser = clap::value_parser!(u32).range(0..=0), default_value_t = 0)]
+    _number: u32,
 }
 
 #[derive(Args)]
 pub struct RebootArgs {
     /// The guest's name or number
-    domain: String,
+    #[arg(required_unless_present = "all")]
+    domain: Option<String>,
+    /// All guests
+    #[arg(short, long, conflicts_with = "domain")]
+    all: bool,
+    /// Wait until it has shut down; twice: until it is gone
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    wait: u8,
+    /// Accepted for scripts written for xl: PV guests need no such help
+    #[arg(short = 'F', hide = true)]
+    force: bool,
 }
 
-pub fn create(args: CreateArgs) -> Result<ExitCode> {
-    let (file, more) = split_words(&args)?;
+pub fn create(args: &CreateArgs) -> Result<ExitCode> {
+    let (file, more) = check::split_words(args.defconfig.as_ref(), &args.words)?;
     if let Some(path) = &file
         && !args.quiet
     {
@@ -105,6 +164,61 @@ pub fn create(args: CreateArgs) -> Result<ExitCode> {
     if args.dry_run {
         return dry_run(config, args.quiet);
     }
+    start(config, args.paused, args.console)
+}
+
+pub fn run(args: &RunArgs) -> Result<ExitCode> {
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => {
+            let stem = args.kernel.file_stem().unwrap_or_default();
+            stem.to_string_lossy().into_owned()
+        }
+    };
+    let kib = xlrs::config::memory_kib(&args.memory).ok_or_else(|| {
+        Error::new("read the size", &args.memory, "it is no size")
+            .kind(Kind::Usage)
+            .hint("a number of MiB, or a number and a unit: 64, 64M, 1G")
+    })?;
+    let mut lines = vec![
+        line("name", &name),
+        line("kernel", &args.kernel.display()),
+        format!("memory=\"{kib}K\""),
+        format!("vcpus={}", args.vcpus),
+    ];
+    if let Some(ramdisk) = &args.ramdisk {
+        lines.push(line("ramdisk", &ramdisk.display()));
+    }
+    if let Some(cmdline) = &args.cmdline {
+        lines.push(line("cmdline", cmdline));
+    }
+    let disks = ('a'..='z').zip(&args.disk);
+    for (letter, disk) in disks {
+        let target = format!("vdev=xvd{letter},access=rw,target={}", disk.display());
+        lines.push(format!("disk+=[{}]", quoted(&target)));
+    }
+    for bridge in &args.net {
+        lines.push(format!("vif+=[{}]", quoted(&format!("bridge={bridge}"))));
+    }
+    let more: Vec<String> = lines.into_iter().chain(args.more.iter().cloned()).collect();
+    let config = check::read(None, &more)?;
+    if args.dry_run {
+        return dry_run(config, false);
+    }
+    start(config, args.paused, args.console)
+}
+
+fn line(key: &str, value: &impl ToString) -> String {
+    format!("{key}={}", quoted(&value.to_string()))
+}
+
+/// A value as a configuration file has it.
+fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+/// Creates a guest and lets it run.
+fn start(config: xlrs::config::DomainConfig, paused: bool, console: bool) -> Result<ExitCode> {
     let control = super::hypervisor()?;
     times::mark("hypervisor");
     let store = super::store()?;
@@ -115,13 +229,13 @@ pub fn create(args: CreateArgs) -> Result<ExitCode> {
     let held = Held::begin()?;
     let guard = creation::create_guarded(&control, &store, &guest)?;
     let dom = guard.dom();
-    let start = || match args.paused {
+    let start = || match paused {
         true => Ok(()),
         false => control
             .unpause(dom)
             .map_err(Error::hal("start domain", dom)),
     };
-    if args.console {
+    if console {
         let console = xlrs::console::Session::open(&store, dom)?;
         start()?;
         guard.keep();
@@ -133,36 +247,6 @@ pub fn create(args: CreateArgs) -> Result<ExitCode> {
     guard.keep();
     held.release();
     Ok(ExitCode::SUCCESS)
-}
-
-/// The file and the `key=value` arguments.
-fn split_words(args: &CreateArgs) -> Result<(Option<PathBuf>, Vec<String>)> {
-    let mut file = args.defconfig.clone();
-    let mut more = Vec::new();
-    for word in &args.words {
-        if word.contains('=') {
-            more.push(word.clone());
-        } else if file.is_none() {
-            file = Some(word.into());
-        } else {
-            return Err(Error::new(
-                "read the command line",
-                word,
-                "there are two configuration files",
-            )
-            .kind(Kind::Usage));
-        }
-    }
-    if file.is_none() && more.is_empty() {
-        return Err(Error::new(
-            "read the command line",
-            "",
-            "no configuration file is named",
-        )
-        .kind(Kind::Usage)
-        .hint("xlrs create FILE, or xlrs create name=web kernel=/path/to/kernel"));
-    }
-    Ok((file, more))
 }
 
 fn dry_run(mut config: xlrs::config::DomainConfig, quiet: bool) -> Result<ExitCode> {
@@ -183,7 +267,7 @@ fn dry_run(mut config: xlrs::config::DomainConfig, quiet: bool) -> Result<ExitCo
     Ok(ExitCode::SUCCESS)
 }
 
-pub fn destroy(args: &DomainArgs) -> Result<ExitCode> {
+pub fn destroy(args: &DestroyArgs) -> Result<ExitCode> {
     let control = super::hypervisor()?;
     let store = super::store()?;
     let dom = find_domain(&store, &args.domain)?;
@@ -212,9 +296,20 @@ fn on_domain(
 }
 
 pub fn shutdown(args: &ShutdownArgs) -> Result<ExitCode> {
+    let request = power::Request::Poweroff;
+    ask(args.domain.as_ref(), args.wait, "Shutting down", request)
+}
+
+pub fn reboot(args: &RebootArgs) -> Result<ExitCode> {
+    let request = power::Request::Reboot;
+    ask(args.domain.as_ref(), args.wait, "Rebooting", request)
+}
+
+/// Asks a guest, or all of them, and waits if that is wanted.
+fn ask(domain: Option<&String>, wait: u8, word: &str, request: power::Request) -> Result<ExitCode> {
     let control = super::hypervisor()?;
     let store = super::store()?;
-    let doms = match &args.domain {
+    let doms = match domain {
         Some(word) => vec![find_domain(&store, word)?],
         None => {
             let list = control.list().map_err(Error::hal("list the domains", ""))?;
@@ -224,28 +319,27 @@ pub fn shutdown(args: &ShutdownArgs) -> Result<ExitCode> {
                 .collect()
         }
     };
+    let mut first = Ok(());
     for dom in &doms {
-        eprintln!("Shutting down domain {dom}");
-        power::ask(&control, &store, *dom, power::Request::Poweroff)?;
+        eprintln!("{word} domain {dom}");
+        let asked = power::ask(&control, &store, *dom, request);
+        // One that does not answer is no reason not to ask the others.
+        if let Err(error) = asked {
+            if doms.len() > 1 {
+                eprintln!("xlrs: {error}");
+            }
+            first = first.and(Err(error));
+        }
     }
-    if args.wait > 0 {
-        let until = match args.wait {
+    if wait > 0 && first.is_ok() {
+        let until = match wait {
             1 => power::Until::ShutDown,
             _ => power::Until::Gone,
         };
         eprintln!("Waiting for {} domains", doms.len());
         power::wait(&control, &store, &doms, until)?;
     }
-    Ok(ExitCode::SUCCESS)
-}
-
-pub fn reboot(args: &RebootArgs) -> Result<ExitCode> {
-    let control = super::hypervisor()?;
-    let store = super::store()?;
-    let dom = find_domain(&store, &args.domain)?;
-    eprintln!("Rebooting domain {dom}");
-    power::ask(&control, &store, dom, power::Request::Reboot)?;
-    Ok(ExitCode::SUCCESS)
+    first.map(|()| ExitCode::SUCCESS)
 }
 
 pub fn console(args: &ConsoleArgs) -> Result<ExitCode> {

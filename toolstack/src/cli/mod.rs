@@ -1,16 +1,27 @@
 //! The command line: what can be said, and who does it.
 
 mod check;
+mod common;
+mod cpus;
+mod devices;
+mod docs;
+mod guests;
 mod host;
-mod inspect;
 mod lifecycle;
+mod list;
+mod manage;
+mod memory;
+mod pools;
+mod sched;
 mod store;
+mod top;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
 use xen_dom0::Hypervisor;
-use xlrs::{Error, Result};
+use xlrs::{Error, Kind, Result};
 use xs_client::Connection;
 
 /// Run and manage paravirtual guests on Xen
@@ -23,6 +34,21 @@ use xs_client::Connection;
     after_help = "A DOMAIN is a guest's name or number. A command may be shortened as long as it stays unique."
 )]
 pub struct Cli {
+    /// Show what a command that makes or attaches something would do, and stop there
+    #[arg(short = 'N')]
+    dry_run: bool,
+    /// Accepted for scripts written for xl
+    #[arg(short = 'v', hide = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    /// Accepted for scripts written for xl
+    #[arg(short = 'f', hide = true)]
+    force: bool,
+    /// Accepted for scripts written for xl
+    #[arg(short = 't', hide = true)]
+    progress: bool,
+    /// Accepted for scripts written for xl
+    #[arg(short = 'T', hide = true)]
+    timestamps: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -33,52 +59,186 @@ pub struct Cli {
 enum Command {
     /// Create a guest from a configuration file
     Create(lifecycle::CreateArgs),
+    /// Create a guest from a kernel, without a configuration file
+    Run(lifecycle::RunArgs),
+    /// Change what a guest is when it is created again after a reboot
+    ConfigUpdate(guests::UpdateArgs),
     /// Remove a guest at once, without asking it
-    Destroy(lifecycle::DomainArgs),
+    Destroy(lifecycle::DestroyArgs),
     /// Ask a guest to shut down
     Shutdown(lifecycle::ShutdownArgs),
     /// Ask a guest to reboot
     Reboot(lifecycle::RebootArgs),
     /// Stop a guest's processors
-    Pause(lifecycle::DomainArgs),
+    Pause(common::DomainArgs),
     /// Let a paused guest go on
-    Unpause(lifecycle::DomainArgs),
+    Unpause(common::DomainArgs),
+    /// Give a guest another name
+    Rename(guests::RenameArgs),
+    /// Send a letter to a guest's kernel, as with the SysRq key
+    Sysrq(guests::SysrqArgs),
+    /// Send a guest a signal that hardware would
+    Trigger(guests::TriggerArgs),
+    /// Write a guest's memory and registers to a file
+    DumpCore(guests::DumpArgs),
     /// List the guests
     #[command(visible_alias = "ls")]
-    List(inspect::ListArgs),
-    /// Show what the host is
-    Info(inspect::InfoArgs),
-    /// Show the hypervisor's messages
-    Dmesg(inspect::DmesgArgs),
+    List(list::ListArgs),
+    /// List the guests' UUIDs
+    VmList(list::JsonArgs),
+    /// Show how long the guests have been up
+    Uptime(list::UptimeArgs),
     /// Show the number of the guest with a name
-    Domid(inspect::DomidArgs),
+    Domid(list::DomidArgs),
     /// Show the name of the guest with a number
-    Domname(inspect::DomnameArgs),
+    Domname(list::DomnameArgs),
     /// Attach to a guest's console; Ctrl-] detaches
     Console(lifecycle::ConsoleArgs),
+    /// List the guests' vCPUs
+    VcpuList(common::DomainsArgs),
+    /// Set which CPUs a vCPU may run on
+    VcpuPin(cpus::PinArgs),
+    /// Set how many of a guest's vCPUs are up
+    VcpuSet(cpus::SetArgs),
+    /// Set how much memory a guest has
+    MemSet(memory::MemoryArgs),
+    /// Set how much memory a guest may have at most
+    MemMax(memory::MemoryArgs),
+    /// List memory that is reserved for guests but not theirs yet
+    Claims(list::JsonArgs),
+    /// Show or change the guests' shares under the scheduler credit
+    SchedCredit(sched::CreditArgs),
+    /// Show or change the guests' shares under the scheduler credit2, the default
+    SchedCredit2(sched::Credit2Args),
+    /// Show or change the guests' shares under the scheduler RTDS
+    SchedRtds(sched::RtdsArgs),
+    /// Give a running guest another disk
+    BlockAttach(devices::BlockAttachArgs),
+    /// List the guests' disks
+    BlockList(devices::ListArgs),
+    /// Take a disk from a running guest
+    BlockDetach(devices::BlockDetachArgs),
+    /// Give a running guest another network card
+    NetworkAttach(devices::NetworkAttachArgs),
+    /// List the guests' network cards
+    NetworkList(devices::ListArgs),
+    /// Take a network card from a running guest
+    NetworkDetach(devices::NetworkDetachArgs),
+    /// List the guests' channels
+    ChannelList(devices::ListArgs),
+    /// Make a cpupool
+    CpupoolCreate(pools::CreateArgs),
+    /// List the cpupools
+    CpupoolList(pools::ListArgs),
+    /// Remove a cpupool
+    CpupoolDestroy(pools::PoolArgs),
+    /// Give a cpupool another name
+    CpupoolRename(pools::RenameArgs),
+    /// Put CPUs into a cpupool
+    CpupoolCpuAdd(pools::CpuArgs),
+    /// Take CPUs out of a cpupool
+    CpupoolCpuRemove(pools::CpuArgs),
+    /// Move a guest into a cpupool
+    CpupoolMigrate(pools::MigrateArgs),
+    /// Make one cpupool for each NUMA node
+    CpupoolNumaSplit,
+    /// Show what the host is
+    Info(manage::InfoArgs),
+    /// Show the hypervisor's messages
+    Dmesg(manage::DmesgArgs),
+    /// Show what the guests use, again and again
+    Top(top::TopArgs),
+    /// Press keys on the hypervisor's console
+    DebugKeys(manage::KeysArgs),
+    /// Change settings of the hypervisor while it runs
+    SetParameters(manage::ParametersArgs),
     /// Look into the store, or change it
     Store(store::StoreArgs),
     /// Start, stop or show the daemons of this host
     Host(host::HostArgs),
+    /// Check a configuration file and show what it means; needs no Xen
+    Check(check::CheckArgs),
+    /// Write shell completions or manual pages
+    Docs(docs::DocsArgs),
     /// Run the console daemon
     #[command(hide = true)]
     ServeConsole(host::ConsoleDaemonArgs),
     /// Run the supervisor
     #[command(hide = true)]
     Supervise(host::SuperviseArgs),
-    /// Check a configuration file and show what it means; needs no Xen
-    Check(check::CheckArgs),
+    /// Serve devices in a driver domain; not there yet
+    #[command(hide = true)]
+    Devd(manage::AnyArgs),
+    /// Save a guest to a file; not there yet
+    #[command(hide = true)]
+    Save(manage::AnyArgs),
+    /// Restore a guest from a file; not there yet
+    #[command(hide = true)]
+    Restore(manage::AnyArgs),
+    /// Move a guest to another host; not there yet
+    #[command(hide = true)]
+    Migrate(manage::AnyArgs),
+    /// The other end of `migrate`; not there yet
+    #[command(hide = true)]
+    MigrateReceive(manage::AnyArgs),
+    /// Suspend a guest to memory; not there yet
+    #[command(hide = true)]
+    Suspend(manage::AnyArgs),
+    /// Let a suspended guest go on; not there yet
+    #[command(hide = true)]
+    Resume(manage::AnyArgs),
 }
+
+/// Commands of xl for what there is not here, and why.
+const NOT_HERE: [(&str, &str); 12] = [
+    ("pci-", "passing PCI devices through is not supported"),
+    ("usb", "passing USB devices through is not supported"),
+    ("vtpm-", "virtual TPMs are not supported"),
+    ("vkb-", "virtual keyboards are not supported"),
+    ("vdispl-", "virtual displays are not supported"),
+    ("vsnd-", "virtual sound cards are not supported"),
+    ("psr-", "platform shared resources are not supported"),
+    ("cd-", "a PV guest has no CD drive"),
+    ("button-press", "a PV guest has no buttons"),
+    ("vncviewer", "a PV guest has no screen"),
+    ("sharing", "a PV guest's memory is not shared"),
+    ("remus", "remus is not supported"),
+];
 
 impl Cli {
     /// Reads the command line; ends the process after help and after mistakes.
     pub fn read() -> Cli {
-        match Cli::read_create() {
-            Some(args) => Cli {
+        if let Some(args) = Cli::read_create() {
+            return Cli {
+                dry_run: false,
+                verbose: 0,
+                force: false,
+                progress: false,
+                timestamps: false,
                 command: Command::Create(args),
-            },
-            None => Cli::parse(),
+            };
         }
+        Cli::try_parse().unwrap_or_else(|error| {
+            let word = error.get(clap::error::ContextKind::InvalidSubcommand);
+            let word = word.map(ToString::to_string);
+            if let Some((_, why)) = word.as_ref().and_then(|word| {
+                let known = |(prefix, _): &&(&str, &str)| word.starts_with(prefix);
+                NOT_HERE.iter().find(known)
+            }) {
+                eprintln!("xlrs: {}: {why}", word.unwrap_or_default());
+                std::process::exit(1);
+            }
+            // Not everybody who reads help reads all of it.
+            let _ = error.print();
+            std::process::exit(match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
+                // As xl.
+                ErrorKind::InvalidSubcommand
+                | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
+                | ErrorKind::MissingSubcommand => 1,
+                _ => 2,
+            })
+        })
     }
 
     /// The arguments of a plain `create`. To describe them to clap takes longer than to read them; whatever
@@ -91,28 +251,118 @@ impl Cli {
         let words: Option<Vec<String>> = words.map(|word| word.into_string().ok()).collect();
         lifecycle::CreateArgs::plain(words?)
     }
+
+    /// The exit status that scripts written for xl expect after a failure of each kind of this command: only
+    /// what makes guests tells the kind.
+    pub fn exit_status(&self) -> fn(Kind) -> u8 {
+        match self.command {
+            Command::Create(_) | Command::Run(_) | Command::Host(_) | Command::Store(_) => {
+                Kind::exit_status
+            }
+            _ => |kind| match kind {
+                Kind::Usage => kind.exit_status(),
+                _ => 1,
+            },
+        }
+    }
+}
+
+/// All that clap knows of the command line.
+fn description() -> clap::Command {
+    Cli::command()
 }
 
 /// Does what the command line says.
 pub fn run(cli: Cli) -> Result<ExitCode> {
+    let dry_run = cli.dry_run;
     match cli.command {
-        Command::Create(args) => lifecycle::create(args),
+        Command::Create(mut args) => {
+            args.dry_run |= dry_run;
+            lifecycle::create(&args)
+        }
+        Command::Run(mut args) => {
+            args.dry_run |= dry_run;
+            lifecycle::run(&args)
+        }
+        Command::ConfigUpdate(mut args) => {
+            args.dry_run = dry_run;
+            guests::config_update(&args)
+        }
         Command::Destroy(args) => lifecycle::destroy(&args),
         Command::Shutdown(args) => lifecycle::shutdown(&args),
         Command::Reboot(args) => lifecycle::reboot(&args),
         Command::Pause(args) => lifecycle::pause(&args),
         Command::Unpause(args) => lifecycle::unpause(&args),
-        Command::List(args) => inspect::list(&args),
-        Command::Info(args) => inspect::info(&args),
-        Command::Dmesg(args) => inspect::dmesg(&args),
-        Command::Domid(args) => inspect::domid(&args),
-        Command::Domname(args) => inspect::domname(&args),
+        Command::Rename(args) => guests::rename(&args),
+        Command::Sysrq(args) => guests::sysrq(&args),
+        Command::Trigger(args) => guests::trigger(&args),
+        Command::DumpCore(args) => guests::dump_core(&args),
+        Command::List(args) => list::list(&args),
+        Command::VmList(args) => list::vm_list(&args),
+        Command::Uptime(args) => list::uptime(&args),
+        Command::Domid(args) => list::domid(&args),
+        Command::Domname(args) => list::domname(&args),
         Command::Console(args) => lifecycle::console(&args),
+        Command::VcpuList(args) => cpus::list(&args),
+        Command::VcpuPin(mut args) => {
+            args.dry_run = dry_run;
+            cpus::pin(&args)
+        }
+        Command::VcpuSet(args) => cpus::set(&args),
+        Command::MemSet(args) => memory::set(&args),
+        Command::MemMax(args) => memory::max(&args),
+        Command::Claims(args) => list::claims(&args),
+        Command::SchedCredit(args) => sched::credit(&args),
+        Command::SchedCredit2(args) => sched::credit2(&args),
+        Command::SchedRtds(args) => sched::rtds(&args),
+        Command::BlockAttach(mut args) => {
+            args.dry_run = dry_run;
+            devices::block_attach(&args)
+        }
+        Command::BlockList(args) => devices::block_list(&args),
+        Command::BlockDetach(args) => devices::block_detach(&args),
+        Command::NetworkAttach(mut args) => {
+            args.dry_run = dry_run;
+            devices::network_attach(&args)
+        }
+        Command::NetworkList(args) => devices::network_list(&args),
+        Command::NetworkDetach(args) => devices::network_detach(&args),
+        Command::ChannelList(args) => devices::channel_list(&args),
+        Command::CpupoolCreate(mut args) => {
+            args.dry_run |= dry_run;
+            pools::create(&args)
+        }
+        Command::CpupoolList(args) => pools::list(&args),
+        Command::CpupoolDestroy(args) => pools::destroy(&args),
+        Command::CpupoolRename(args) => pools::rename(&args),
+        Command::CpupoolCpuAdd(args) => pools::cpu_add(&args),
+        Command::CpupoolCpuRemove(args) => pools::cpu_remove(&args),
+        Command::CpupoolMigrate(args) => pools::migrate(&args),
+        Command::CpupoolNumaSplit => pools::numa_split(),
+        Command::Info(args) => manage::info(&args),
+        Command::Dmesg(args) => manage::dmesg(&args),
+        Command::Top(args) => top::top(&args),
+        Command::DebugKeys(args) => manage::debug_keys(&args),
+        Command::SetParameters(args) => manage::set_parameters(&args),
         Command::Store(args) => store::store(args),
-        Command::Host(args) => host::host(args),
-        Command::ServeConsole(args) => Ok(host::console_daemon(args)),
-        Command::Supervise(args) => Ok(host::supervise(args)),
+        Command::Host(args) => host::host(&args),
         Command::Check(args) => check::check(&args),
+        Command::Docs(args) => docs::docs(&args),
+        Command::ServeConsole(args) => Ok(host::console_daemon(&args)),
+        Command::Supervise(args) => Ok(host::supervise(&args)),
+        Command::Devd(_) => manage::not_yet(
+            "serve devices in a driver domain",
+            "in dom0 `xlrs host start` starts the back ends",
+        ),
+        Command::Save(_) | Command::Suspend(_) => {
+            manage::not_yet("save guests", "`xlrs shutdown` ends one in order")
+        }
+        Command::Restore(_) | Command::Resume(_) => {
+            manage::not_yet("restore guests", "`xlrs create` starts one anew")
+        }
+        Command::Migrate(_) | Command::MigrateReceive(_) => {
+            manage::not_yet("migrate guests", "shut it down here and create it there")
+        }
     }
 }
 

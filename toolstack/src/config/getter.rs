@@ -138,17 +138,7 @@ impl<'a> Getter<'a, '_, '_> {
             return None;
         };
         let name = self.text("name")?;
-        let why = if name.is_empty() {
-            "is empty"
-        } else if name.len() > 200 {
-            "is longer than 200 bytes"
-        } else if name.contains('/') || name.chars().any(char::is_control) {
-            "holds `/` or a control character"
-        } else if name.bytes().all(|b| b.is_ascii_digit()) {
-            "has digits only, so that it would be taken for a number"
-        } else if name == "." || name == ".." || name == "Domain-0" {
-            "is reserved"
-        } else {
+        let Some(why) = name_fault(name) else {
             return Some(name.to_string());
         };
         let message = format!("the guest's name {name:?} {why}");
@@ -271,7 +261,7 @@ impl<'a> Getter<'a, '_, '_> {
 }
 
 /// What of a disk's wishes cannot be met yet.
-fn unsupported(disk: &DiskConfig) -> Option<(String, &'static str)> {
+pub fn unsupported(disk: &DiskConfig) -> Option<(String, &'static str)> {
     if disk.format != DiskFormat::Raw {
         let what = format!("disk format {} is not supported yet", disk.format.name());
         return Some((what, "convert it: qemu-img convert -O raw OLD NEW"));
@@ -322,4 +312,29 @@ pub fn size_kib(text: &str) -> Option<u64> {
         _ => return None,
     };
     number.checked_mul(factor)
+}
+
+/// A size on the command line, as `mem-set` takes it: as in a configuration, or with `b` for bytes.
+pub fn memory_kib(text: &str) -> Option<u64> {
+    match text.strip_suffix('b').map(str::parse::<u64>) {
+        Some(Ok(bytes)) => Some(bytes / 1024),
+        _ => size_kib(text),
+    }
+}
+
+/// What is wrong with a guest's name, if anything is.
+pub fn name_fault(name: &str) -> Option<&'static str> {
+    if name.is_empty() {
+        Some("is empty")
+    } else if name.len() > 200 {
+        Some("is longer than 200 bytes")
+    } else if name.contains('/') || name.chars().any(char::is_control) {
+        Some("holds `/` or a control character")
+    } else if name.bytes().all(|b| b.is_ascii_digit()) {
+        Some("has digits only, so that it would be taken for a number")
+    } else if name == "." || name == ".." || name == "Domain-0" {
+        Some("is reserved")
+    } else {
+        None
+    }
 }

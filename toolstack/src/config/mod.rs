@@ -6,6 +6,7 @@
 // A complaint carries its line along; it is made once a file and never in a loop.
 #![allow(clippy::result_large_err)]
 
+mod cpus;
 mod diag;
 mod disk;
 mod domain;
@@ -16,9 +17,11 @@ mod parse;
 mod vdev;
 mod vif;
 
+pub use cpus::CpuSet;
 pub use diag::{Diagnostic, Severity, Span};
 pub use disk::{DiskConfig, DiskFormat};
 pub use domain::{Action, DomainConfig, Events};
+pub use getter::{memory_kib, name_fault, unsupported};
 pub use parse::{Entry, Value, ValueKind, parse};
 pub use vdev::{VdevError, vdev_number};
 pub use vif::{NicConfig, RateLimit, parse_mac};

@@ -11,6 +11,10 @@ use xen_hal::ShutdownReason;
 pub struct Marks {
     /// Its configuration, with everything filled in that was left open.
     pub config: DomainConfig,
+    /// The configuration was replaced while the guest ran: its devices are those of the configuration,
+    /// not those that it has.
+    #[serde(default)]
+    pub updated: bool,
 }
 
 impl Marks {
@@ -22,7 +26,10 @@ impl Marks {
             nic.mac = Some(named.mac);
             nic.devid = Some(named.devid);
         }
-        Marks { config }
+        Marks {
+            config,
+            updated: false,
+        }
     }
 
     /// As text.

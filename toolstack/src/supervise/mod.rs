@@ -22,7 +22,7 @@ use crate::prepare::Prepared;
 use crate::store::StoreControl;
 use crate::underway::{self, Underway};
 use crate::userdata::{self, Userdata};
-use crate::{create, destroy, paths, uuid};
+use crate::{attach, create, destroy, paths, uuid};
 
 use indexer::Indexer;
 pub use marks::{Marks, action};
@@ -235,9 +235,9 @@ pub fn clear_gone<C: DomainControl, S: StoreControl>(control: &C, store: &S, lis
     }
 }
 
-/// Removes guests whose creation was killed; says whether any creation is still at work.
+/// Removes guests whose creation was killed, and devices; says whether anybody is still at work on one.
 pub fn clear_unfinished<C: DomainControl, S: StoreControl>(control: &C, store: &S) -> bool {
-    let mut at_work = false;
+    let mut at_work = attach::clear_unfinished(control, store, daemon::log);
     for id in underway::all() {
         match Underway::take_over(&id) {
             Ok(Some(mark)) => remove_unfinished(control, store, &id, mark),

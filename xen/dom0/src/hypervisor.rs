@@ -16,6 +16,7 @@ use crate::mapping::{ForeignMapping, Mapping};
 use crate::versions::Release;
 
 const PRIVCMD: &str = "/dev/xen/privcmd";
+const MMAPBATCH: &str = "IOCTL_PRIVCMD_MMAPBATCH_V2";
 const HYPERCALL_BUFFERS: &str = "/dev/xen/hypercall";
 
 /// The hypervisor's control interface, as dom0 has it.
@@ -157,11 +158,26 @@ impl Hypervisor {
 
     /// Maps frames one after another: all or an error.
     pub(crate) fn map_foreign(&self, dom: DomId, frames: &[Mfn]) -> Result<ForeignMapping> {
-        const OP: &str = "IOCTL_PRIVCMD_MMAPBATCH_V2";
-        let mapping = self.reserve(dom, frames.len(), OP)?;
+        let (mapping, errors) = self.map_batch(dom, frames, true)?;
+        match errors.iter().find(|&&error| error != 0) {
+            Some(&error) => Err(failed(MMAPBATCH, dom, Errno(-error))),
+            None => Ok(mapping),
+        }
+    }
+
+    /// Maps frames one after another as far as that goes; tells the error of each, 0 if there is none. What
+    /// is not mapped must not be touched.
+    pub(crate) fn map_batch(
+        &self,
+        dom: DomId,
+        frames: &[Mfn],
+        writable: bool,
+    ) -> Result<(ForeignMapping, Vec<i32>)> {
+        let mapping = Mapping::new(self.privcmd.as_fd(), frames.len(), 0, writable)
+            .map_err(|errno| failed(MMAPBATCH, dom, errno))?;
         let mut errors = vec![0i32; frames.len()];
         let mut request = PrivcmdMmapBatchV2 {
-            num: u32::try_from(frames.len()).map_err(|_| failed(OP, dom, Errno::E2BIG))?,
+            num: u32::try_from(frames.len()).map_err(|_| failed(MMAPBATCH, dom, Errno::E2BIG))?,
             dom,
             addr: mapping.address(),
             arr: frames.as_ptr().expose_provenance() as u64,
@@ -177,11 +193,11 @@ impl Hypervisor {
                 (&raw mut request).cast(),
             )
         };
-        let first_error = errors.iter().find(|&&error| error != 0);
-        match (result, first_error) {
-            (_, Some(&error)) => Err(failed(OP, dom, Errno(-error))),
-            (Err(errno), None) => Err(failed(OP, dom, errno)),
-            (Ok(_), None) => Ok(ForeignMapping(mapping)),
+        match result {
+            Err(errno) if errors.iter().all(|&error| error == 0) => {
+                Err(failed(MMAPBATCH, dom, errno))
+            }
+            _ => Ok((ForeignMapping(mapping), errors)),
         }
     }
 

@@ -15,6 +15,7 @@ mod grants;
 mod host;
 mod hypervisor;
 mod identity;
+mod inspect;
 mod mapping;
 mod placement;
 mod preflight;

@@ -31,8 +31,8 @@ pub use events::EventChannels;
 pub use foreign::{CopyBuffer, ForeignGrants, GrantCopy};
 pub use grants::{AccessMode, GrantTable, Lease};
 pub use placement::{
-    Affinity, CpuMap, CpuPlace, CpuPool, HostControl, NumaNode, Placement, PoolSettings, Scheduler,
-    Share, Timed, Trigger, VcpuInfo,
+    Affinity, CpuMap, CpuPlace, CpuPool, HostControl, Inspect, NumaNode, Placement, PoolSettings,
+    Scheduler, Share, Timed, Trigger, VcpuInfo,
 };
 pub use store::{MAX_RETRIES, Store, StoreExt, StoreLink, StoreOp};
 pub use xenbus::XenbusState;

@@ -5,7 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use xen_sys::{DomId, VcpuId};
+use xen_sys::{DomId, Mfn, Pfn, VcpuId};
 
 use crate::{DomainControl, Result};
 
@@ -314,6 +314,17 @@ pub trait Placement: DomainControl {
     fn pools(&self) -> Result<Vec<CpuPool>>;
     /// Where each CPU is; `None` for one that is not there (`XEN_SYSCTL_cputopoinfo`).
     fn topology(&self) -> Result<Vec<Option<CpuPlace>>>;
+}
+
+/// A guest as a file of it needs it.
+pub trait Inspect: DomainControl {
+    /// All frames of a domain with the numbers that it has for them, by the machine's own table. What a
+    /// number is is up to the guest: there may be wrong and equal ones.
+    fn guest_frames(&self, dom: DomId) -> Result<Vec<(Pfn, Mfn)>>;
+    /// Appends the content of these frames; what cannot be read is zero.
+    fn copy_frames(&self, dom: DomId, frames: &[Mfn], out: &mut Vec<u8>) -> Result<()>;
+    /// A vCPU's registers, `struct vcpu_guest_context` as bytes (`XEN_DOMCTL_getvcpucontext`).
+    fn vcpu_context(&self, dom: DomId, vcpu: VcpuId) -> Result<Vec<u8>>;
 }
 
 /// What only an administrator asks for.

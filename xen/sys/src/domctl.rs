@@ -34,6 +34,8 @@ abi_consts! {
     SETTSCINFO: u32 = 60, "XEN_DOMCTL_settscinfo";
     GETTSCINFO: u32 = 59, "XEN_DOMCTL_gettscinfo";
     GETPAGEFRAMEINFO3: u32 = 61, "XEN_DOMCTL_getpageframeinfo3";
+    /// In an answer to [`GETPAGEFRAMEINFO3`]: no frame of the domain's.
+    PFINFO_XTAB: u32 = 0xf000_0000, "XEN_DOMCTL_PFINFO_XTAB";
     GET_CPU_POLICY: u32 = 82, "XEN_DOMCTL_get_cpu_policy";
     SET_CPU_POLICY: u32 = 83, "XEN_DOMCTL_set_cpu_policy";
 }

@@ -4,6 +4,7 @@ pub mod bad_input;
 pub mod block;
 pub mod debian;
 pub mod device_nodes;
+pub mod golden;
 pub mod hostile;
 pub mod http;
 pub mod lifecycle;

@@ -13,7 +13,7 @@ use xs_client::Connection;
 
 use super::value::unescaped;
 use super::{failed, together};
-use crate::cli::inspect::print_bytes;
+use crate::cli::common::print_bytes;
 
 /// How long a command to the daemon may take: a live update, say.
 const CONTROL_TIMEOUT: Duration = Duration::from_secs(300);

@@ -14,7 +14,7 @@ use xs_wire::StoreError;
 use super::tree::{Layout, Tree, walk};
 use super::value::escaped;
 use super::{FAILED, failed, together};
-use crate::cli::inspect::{print_bytes, print_json};
+use crate::cli::common::{print_bytes, print_json};
 
 #[derive(Args)]
 pub struct LsArgs {
