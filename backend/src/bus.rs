@@ -16,6 +16,25 @@ pub trait Driver {
     /// What exists in state 4. Dropping it stops its thread, unmaps its rings and closes its port.
     type Connection;
 
+    /// Whether [`open`](Self::open) can be called and will not take long: what takes long begins here, in the
+    /// background. Asked again whenever [`Bus::check`] is called.
+    fn prepare(&mut self, site: &Site<'_>) -> Result<bool> {
+        let _ = site;
+        Ok(true)
+    }
+
+    /// Forgets what [`prepare`](Self::prepare) has begun: the device is not wanted any more.
+    fn cancel(&mut self, id: DeviceId) {
+        let _ = id;
+    }
+
+    /// Something that the toolstack wrote has changed while the device is connected; what to publish now,
+    /// with the state written again so that the front end looks.
+    fn changed(&mut self, site: &Site<'_>, device: &mut Self::Device) -> Result<Vec<Node>> {
+        let _ = (site, device);
+        Ok(Vec::new())
+    }
+
     /// Reads the toolstack's nodes and gets the device ready; also says what to publish with state 2.
     fn open(&mut self, site: &Site<'_>) -> Result<(Self::Device, Vec<Node>)>;
 
@@ -65,6 +84,8 @@ struct Entry<D: Driver> {
     watched: bool,
     device: Option<D::Device>,
     connection: Option<D::Connection>,
+    /// [`Driver::prepare`] is not done yet.
+    preparing: bool,
     /// The connection was asked to end. Nothing else is done before it has.
     stopping: bool,
     /// [`Driver::farewell`] was published since the device was last opened.
@@ -132,9 +153,10 @@ impl<D: Driver> Bus<D> {
     /// Ends devices whose connection reports a failure, and goes on with those whose connection was
     /// asked to end.
     pub fn check(&mut self, store: &dyn Store) -> Result<(), StoreError> {
-        let stopping = self.devices.iter().filter(|(_, entry)| entry.stopping);
-        let stopping: Vec<Key> = stopping.map(|(&key, _)| key).collect();
-        for key in stopping {
+        let waiting = |entry: &Entry<D>| entry.stopping || entry.preparing;
+        let waiting = self.devices.iter().filter(|(_, entry)| waiting(entry));
+        let waiting: Vec<Key> = waiting.map(|(&key, _)| key).collect();
+        for key in waiting {
             self.tend(store, key)?;
         }
         let failures: Vec<(Key, Error)> = self
@@ -272,8 +294,10 @@ impl<D: Driver> Bus<D> {
                 if !self.disconnect(key) {
                     return Ok(());
                 }
-                let nodes = self.open(&site)?;
-                self.switch(store, key, own, InitWait, &nodes)
+                match self.open(&site)? {
+                    Some(nodes) => self.switch(store, key, own, InitWait, &nodes),
+                    None => Ok(()),
+                }
             }
             Initialised | Connected if !leaving || (own == Closed && online) => {
                 self.connect(&site, key)
@@ -297,24 +321,32 @@ impl<D: Driver> Bus<D> {
         self.switch(store, key, own, XenbusState::Closed, &nodes)
     }
 
-    /// Opens the device if that is still to be done; what is to be published.
-    fn open(&mut self, site: &Site<'_>) -> Result<Vec<Node>> {
+    /// Opens the device if that is still to be done; what is to be published. `None` if it is not ready for
+    /// that: [`check`](Self::check) goes on with it.
+    fn open(&mut self, site: &Site<'_>) -> Result<Option<Vec<Node>>> {
         let entry = self
             .devices
             .get_mut(&key(site.id))
             .expect("followed before it is opened");
         if entry.device.is_some() {
-            return Ok(Vec::new());
+            return Ok(Some(Vec::new()));
+        }
+        entry.preparing = false;
+        entry.preparing = !self.driver.prepare(site)?;
+        if entry.preparing {
+            return Ok(None);
         }
         let (device, nodes) = self.driver.open(site)?;
         entry.device = Some(device);
         entry.farewell = false;
         self.say(site.id, "open");
-        Ok(nodes)
+        Ok(Some(nodes))
     }
 
     fn connect(&mut self, site: &Site<'_>, key: Key) -> Result<()> {
-        let mut nodes = self.open(site)?;
+        let Some(mut nodes) = self.open(site)? else {
+            return Ok(());
+        };
         let entry = self
             .devices
             .get_mut(&key)
@@ -341,6 +373,12 @@ impl<D: Driver> Bus<D> {
                 "connected"
             };
             self.say(site.id, how);
+        } else if site.state == XenbusState::Connected {
+            let device = entry.device.as_mut().expect("opened above");
+            nodes.extend(self.driver.changed(site, device)?);
+            if !nodes.is_empty() {
+                nodes.push(("state", site.state.to_string()));
+            }
         }
         self.switch(site.store, key, site.state, XenbusState::Connected, &nodes)
     }
@@ -418,6 +456,7 @@ impl<D: Driver> Bus<D> {
             watched: false,
             device: None,
             connection: None,
+            preparing: false,
             stopping: false,
             farewell: false,
             failed: false,
@@ -428,7 +467,11 @@ impl<D: Driver> Bus<D> {
         }
         let token = id(key).to_string();
         if std::mem::take(&mut entry.watched) {
-            store.unwatch(&format!("{}/state", entry.front), &token)?;
+            match store.unwatch(&format!("{}/state", entry.front), &token) {
+                // The store dropped the watch together with the node's domain.
+                Err(error) if error.errno == Errno::ENOENT => {}
+                other => other?,
+            }
         }
         entry.front = front.to_string();
         store.watch(&format!("{front}/state"), &token)?;
@@ -463,6 +506,9 @@ impl<D: Driver> Bus<D> {
         }
         if let Some(entry) = self.devices.get_mut(&key) {
             entry.failed = false;
+            if std::mem::take(&mut entry.preparing) {
+                self.driver.cancel(id(key));
+            }
             if let Some(device) = entry.device.take() {
                 self.driver.close(id(key), device);
                 self.say(id(key), "closed");
@@ -538,21 +584,22 @@ fn list(store: &dyn Store, path: &str) -> Result<Vec<String>, StoreError> {
     }
 }
 
-/// Whether an error speaks of the connection to the store rather than of one request.
+/// Whether an error speaks of the connection to the store rather than of one request: those that a socket
+/// or ring gives. Whatever else a store answers is about what it was asked.
 fn is_lost(error: &StoreError) -> bool {
-    const OF_A_REQUEST: [Errno; 10] = [
-        Errno::ENOENT,
-        Errno::EACCES,
-        Errno::EPERM,
-        Errno::EINVAL,
-        Errno::EEXIST,
-        Errno::EAGAIN,
-        Errno::EBUSY,
-        Errno::ENOSPC,
-        Errno::E2BIG,
-        Errno::ENOTDIR,
+    const OF_THE_CONNECTION: [Errno; 8] = [
+        Errno::EIO,
+        // The client gives a connection up when an answer is overdue.
+        Errno::ETIMEDOUT,
+        Errno::ENOTCONN,
+        Errno::EPIPE,
+        // ECONNRESET, which Xen's tables do not have.
+        Errno(104),
+        Errno::ECONNREFUSED,
+        Errno::EBADF,
+        Errno::ENODEV,
     ];
-    !OF_A_REQUEST.contains(&error.errno)
+    OF_THE_CONNECTION.contains(&error.errno)
 }
 
 /// The number that goes in front of a message in an `error` node.

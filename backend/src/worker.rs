@@ -82,6 +82,13 @@ impl Stop {
     }
 }
 
+impl AsFd for Stop {
+    /// Readable when the worker is to end, for those who wait by other means than [`wait`](Stop::wait).
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.1.as_fd()
+    }
+}
+
 /// A running thread. Dropping it lets it finish what it is doing and waits for that (XSA-350: nothing of
 /// a connection outlives it).
 #[derive(Debug)]

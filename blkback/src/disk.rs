@@ -6,6 +6,9 @@ use xen_backend::Site;
 use xen_hal::Result;
 use xen_sys::io::blkif;
 
+use crate::rate::Allowance;
+use crate::storage::Cache;
+
 /// A disk as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
@@ -21,6 +24,11 @@ pub struct Disk {
     pub removable: bool,
     /// The guest may discard (`discard-enable`).
     pub discard: bool,
+    /// Whether data goes through the host's page cache: not if `direct-io-safe` says so, as libxl writes it
+    /// for a disk with `direct-io-safe`.
+    pub cache: Cache,
+    /// How fast the disk may go (`max-iops`, `max-bytes-per-second`, of our own); 0 is without a limit.
+    pub allowance: Allowance,
 }
 
 impl Disk {
@@ -49,6 +57,14 @@ impl Disk {
             cdrom: site.back("device-type")?.as_deref() == Some("cdrom"),
             removable: site.back_flag("removable", false)?,
             discard: site.back_flag("discard-enable", true)?,
+            cache: match site.back_flag("direct-io-safe", false)? {
+                true => Cache::Direct,
+                false => Cache::Page,
+            },
+            allowance: Allowance {
+                requests: number(site, "max-iops")?,
+                bytes: number(site, "max-bytes-per-second")?,
+            },
         })
     }
 
@@ -58,6 +74,17 @@ impl Disk {
         bit(self.cdrom, blkif::VDISK_CDROM)
             | bit(self.removable, blkif::VDISK_REMOVABLE)
             | bit(self.read_only, blkif::VDISK_READONLY)
+    }
+}
+
+/// A limit that a toolstack may have written.
+fn number(site: &Site<'_>, node: &str) -> Result<u64> {
+    match site.back(node)? {
+        None => Ok(0),
+        Some(text) => text.parse().map_err(|_| {
+            let what = format!("{}/{node} is {text:?}, not a number", site.back);
+            site.guest(what)
+        }),
     }
 }
 

@@ -1,45 +1,26 @@
-//! The block part of the handshake, and a connection's set-up.
+//! The block part of the handshake.
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use xen_backend::{DeviceId, Driver, Node, Site};
-use xen_hal::{AccessMode, Error, EventChannels, ForeignGrants, Result};
-use xen_sys::{DomId, Errno, GrantRef, Port};
+use xen_backend::{DeviceId, Driver, Node, Site, Wake};
+use xen_hal::{Error, Result, XenbusState};
+use xen_sys::{Errno, GrantRef, PAGE_SIZE, Port};
 
 use crate::disk::Disk;
-use crate::queue::{DataMove, Progress, Queue};
-use crate::request::Limits;
-use crate::ring::{Protocol, Ring};
+use crate::request::{Limits, MAX_INDIRECT};
+use crate::ring::Protocol;
+use crate::served::{Connect, RingInfo};
 use crate::storage::{FileStorage, Identity, Storage};
-
-/// What a front end has published about its ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct RingInfo {
-    /// The front end's domain.
-    pub dom: DomId,
-    /// The page with the ring.
-    pub gref: GrantRef,
-    /// Its event channel.
-    pub port: Port,
-    /// The layout of its slots.
-    pub protocol: Protocol,
-}
 
 /// Who serves rings: threads in the daemon, the test itself in a test.
 pub trait Datapath {
-    /// A ring being served; dropping it ends that, and nothing of it is left afterwards.
+    /// A device being served; dropping it ends that, and nothing of it is left afterwards.
     type Connection;
 
-    /// Starts to serve a ring. `name` is the device's, for messages.
-    fn serve(
-        &mut self,
-        name: &str,
-        ring: &RingInfo,
-        storage: Arc<dyn Storage>,
-        limits: Limits,
-    ) -> Result<Self::Connection>;
+    /// Starts to serve a device's rings.
+    fn serve(&mut self, connect: &Connect, storage: Arc<dyn Storage>) -> Result<Self::Connection>;
 
     /// Why a connection stopped serving, if it did.
     fn failure(&self, connection: &Self::Connection) -> Option<Error>;
@@ -51,12 +32,12 @@ pub trait Datapath {
 }
 
 /// Opens the image of a disk.
-pub type OpenImage = Box<dyn Fn(&Disk) -> io::Result<Arc<dyn Storage>>>;
+pub type OpenImage = Arc<dyn Fn(&Disk) -> io::Result<Arc<dyn Storage>> + Send + Sync>;
 
-/// An [`OpenImage`] for files and block devices.
+/// An [`OpenImage`] for raw files and block devices.
 pub fn open_file() -> OpenImage {
-    Box::new(|disk| {
-        let storage = FileStorage::open(&disk.path, disk.read_only)?;
+    Arc::new(|disk| {
+        let storage = FileStorage::open(&disk.path, disk.read_only, disk.cache)?;
         Ok(Arc::new(storage))
     })
 }
@@ -65,16 +46,34 @@ pub fn open_file() -> OpenImage {
 pub struct BlockDriver<D> {
     datapath: D,
     open: OpenImage,
+    /// Images are opened by threads, and this tells the main loop: one that hangs holds up its disk alone.
+    background: Option<Wake>,
+    opening: HashMap<DeviceId, Opening>,
     /// What is open now: no image is written by one guest while another has it.
     in_use: HashMap<DeviceId, (Identity, bool)>,
 }
+
+/// An image that a thread opens.
+struct Opening {
+    disk: Disk,
+    outcome: Arc<Mutex<Option<Opened>>>,
+}
+
+type Opened = io::Result<Arc<dyn Storage>>;
 
 /// A disk from state 2 on.
 pub struct Vbd {
     disk: Disk,
     storage: Arc<dyn Storage>,
     limits: Limits,
+    /// What was published.
+    sectors_512: u64,
 }
+
+/// Most queues of a disk.
+pub const MAX_QUEUES: u32 = 8;
+/// Largest ring: 2 to this power pages.
+pub const MAX_RING_ORDER: u32 = 4;
 
 impl<D: Datapath> BlockDriver<D> {
     /// A driver that opens images with `open` and has `datapath` serve them.
@@ -82,8 +81,23 @@ impl<D: Datapath> BlockDriver<D> {
         BlockDriver {
             datapath,
             open,
+            background: None,
+            opening: HashMap::new(),
             in_use: HashMap::new(),
         }
+    }
+
+    /// The same, with images opened in the background.
+    pub fn in_background(self, wake: Wake) -> Self {
+        BlockDriver {
+            background: Some(wake),
+            ..self
+        }
+    }
+
+    /// Who serves the rings.
+    pub fn datapath(&self) -> &D {
+        &self.datapath
     }
 
     fn refuse_sharing(&mut self, id: DeviceId, disk: &Disk, identity: Identity) -> Result<()> {
@@ -105,6 +119,19 @@ impl<D: Datapath> BlockDriver<D> {
             }
         }
     }
+
+    /// The image that a thread has opened, or one opened now.
+    fn image(&mut self, id: DeviceId, disk: &Disk) -> io::Result<Arc<dyn Storage>> {
+        let opening = self.opening.remove(&id).filter(|o| o.disk == *disk);
+        let outcome = opening.and_then(|opening| {
+            let mut outcome = opening
+                .outcome
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            outcome.take()
+        });
+        outcome.unwrap_or_else(|| (self.open)(disk))
+    }
 }
 
 impl<D: Datapath> Driver for BlockDriver<D> {
@@ -112,9 +139,40 @@ impl<D: Datapath> Driver for BlockDriver<D> {
     type Device = Vbd;
     type Connection = D::Connection;
 
+    fn prepare(&mut self, site: &Site<'_>) -> Result<bool> {
+        let Some(wake) = &self.background else {
+            return Ok(true);
+        };
+        let disk = Disk::read(site)?;
+        if let Some(opening) = self.opening.get(&site.id).filter(|o| o.disk == disk) {
+            let outcome = opening.outcome.lock();
+            return Ok(outcome.unwrap_or_else(PoisonError::into_inner).is_some());
+        }
+        let outcome: Arc<Mutex<Option<Opened>>> = Arc::default();
+        let (theirs, open, wake) = (Arc::clone(&outcome), self.open.clone(), wake.clone());
+        let (what, path) = (disk.clone(), disk.path.display().to_string());
+        let body = move || {
+            let result = open(&what);
+            *theirs.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
+            wake.wake();
+        };
+        let thread = std::thread::Builder::new().name(format!("open {}", site.id));
+        thread.spawn(body).map_err(|error| Error::System {
+            op: "start a thread that opens",
+            object: path,
+            errno: Errno(error.raw_os_error().unwrap_or(Errno::EIO.0)),
+        })?;
+        self.opening.insert(site.id, Opening { disk, outcome });
+        Ok(false)
+    }
+
+    fn cancel(&mut self, id: DeviceId) {
+        self.opening.remove(&id);
+    }
+
     fn open(&mut self, site: &Site<'_>) -> Result<(Vbd, Vec<Node>)> {
         let disk = Disk::read(site)?;
-        let storage = (self.open)(&disk).map_err(|error| Error::System {
+        let storage = self.image(site.id, &disk).map_err(|error| Error::System {
             op: "open",
             object: match error.raw_os_error() {
                 Some(_) => disk.path.display().to_string(),
@@ -127,14 +185,19 @@ impl<D: Datapath> Driver for BlockDriver<D> {
         }
         let limits = Limits {
             sectors_512: storage.sectors_512(),
+            sector_size: storage.sector_size(),
             read_only: disk.read_only,
             discard: disk.discard && storage.can_discard(),
+            indirect: MAX_INDIRECT,
         };
         let flag = |set: bool| u8::from(set).to_string();
         let mut nodes = vec![
             ("feature-flush-cache", flag(true)),
-            ("feature-barrier", flag(false)),
-            ("feature-persistent", flag(false)),
+            ("feature-barrier", flag(true)),
+            ("feature-persistent", flag(true)),
+            ("feature-max-indirect-segments", limits.indirect.to_string()),
+            ("max-ring-page-order", MAX_RING_ORDER.to_string()),
+            ("multi-queue-max-queues", MAX_QUEUES.to_string()),
             ("feature-discard", flag(limits.discard)),
             // Xen's block script finds its work done and leaves the disk alone.
             ("physical-device", device_number(storage.identity())),
@@ -142,12 +205,14 @@ impl<D: Datapath> Driver for BlockDriver<D> {
             ("hotplug-status", "connected".to_string()),
         ];
         if limits.discard {
-            nodes.push(("discard-granularity", "4096".to_string()));
+            let granularity = limits.sector_size.max(4096);
+            nodes.push(("discard-granularity", granularity.to_string()));
             nodes.push(("discard-alignment", "0".to_string()));
             nodes.push(("discard-secure", flag(false)));
         }
         let device = Vbd {
             disk,
+            sectors_512: limits.sectors_512,
             storage,
             limits,
         };
@@ -159,16 +224,44 @@ impl<D: Datapath> Driver for BlockDriver<D> {
         site: &Site<'_>,
         device: &mut Vbd,
     ) -> Result<Option<(D::Connection, Vec<Node>)>> {
-        let ring = ring_info(site)?;
-        let name = format!("vbd/{}", site.id);
-        let storage = device.storage.clone();
-        let connection = self.datapath.serve(&name, &ring, storage, device.limits)?;
+        let front = site.front("state")?.unwrap_or_default();
+        let connected = XenbusState::Connected;
+        let connect = Connect {
+            id: site.id,
+            protocol: protocol(site)?,
+            persistent: site.front_number::<u32>("feature-persistent")? == Some(1),
+            rings: rings(site)?,
+            limits: device.limits,
+            allowance: device.disk.allowance,
+            // Both were connected when the process before us went.
+            resume: site.state == connected && XenbusState::parse(front.as_bytes()) == connected,
+        };
+        let connection = self.datapath.serve(&connect, device.storage.clone())?;
+        device.sectors_512 = device.storage.sectors_512();
         let nodes = vec![
-            ("sectors", device.limits.sectors_512.to_string()),
-            ("sector-size", "512".to_string()),
+            ("sectors", device.sectors_512.to_string()),
+            ("sector-size", device.limits.sector_size.to_string()),
+            (
+                "physical-sector-size",
+                device.limits.sector_size.to_string(),
+            ),
             ("info", device.disk.info().to_string()),
         ];
         Ok(Some((connection, nodes)))
+    }
+
+    fn changed(&mut self, site: &Site<'_>, device: &mut Vbd) -> Result<Vec<Node>> {
+        // A medium whose size cannot be told any more keeps the one it had.
+        if device.storage.refresh().is_err() {
+            return Ok(Vec::new());
+        }
+        let sectors = device.storage.sectors_512();
+        // The farewell of a device that is about to go is no occasion.
+        if sectors == device.sectors_512 || site.state != XenbusState::Connected {
+            return Ok(Vec::new());
+        }
+        device.sectors_512 = sectors;
+        Ok(vec![("sectors", sectors.to_string())])
     }
 
     fn failure(&self, connection: &D::Connection) -> Option<Error> {
@@ -191,34 +284,63 @@ impl<D: Datapath> Driver for BlockDriver<D> {
     }
 }
 
-/// Reads what the front end has published; what was not offered is refused rather than ignored.
-fn ring_info(site: &Site<'_>) -> Result<RingInfo> {
-    let queues = site.front_number::<u32>("multi-queue-num-queues")?;
-    if queues.is_some_and(|queues| queues != 1) {
-        return Err(site.guest(format!(
-            "multi-queue-num-queues is {}, but one queue was offered",
-            queues.unwrap_or(0)
-        )));
-    }
-    let order = site.front_number::<u32>("ring-page-order")?.unwrap_or(0);
-    if order != 0 {
-        return Err(site.guest(format!(
-            "ring-page-order is {order}, but one page was offered"
-        )));
-    }
-    let protocol = match site.front("protocol")? {
-        None => Protocol::Native,
+fn protocol(site: &Site<'_>) -> Result<Protocol> {
+    match site.front("protocol")? {
+        None => Ok(Protocol::Native),
         Some(text) => Protocol::parse(&text).ok_or_else(|| {
             site.guest(format!(
                 "protocol is {text:?}, neither x86_64-abi nor x86_32-abi"
             ))
-        })?,
-    };
+        }),
+    }
+}
+
+/// Reads what the front end has published about its rings; what was not offered is refused rather than
+/// ignored.
+fn rings(site: &Site<'_>) -> Result<Vec<RingInfo>> {
+    let queues = site.front_number::<u32>("multi-queue-num-queues")?;
+    let count = queues.unwrap_or(1);
+    if !(1..=MAX_QUEUES).contains(&count) {
+        return Err(site.guest(format!(
+            "multi-queue-num-queues is {count}, but 1 to {MAX_QUEUES} were offered"
+        )));
+    }
+    let order = site.front_number::<u32>("ring-page-order")?;
+    if order.is_some_and(|order| order > MAX_RING_ORDER) {
+        return Err(site.guest(format!(
+            "ring-page-order is {}, but up to {MAX_RING_ORDER} was offered",
+            order.unwrap_or(0)
+        )));
+    }
+    (0..count)
+        .map(|queue| {
+            // One queue's nodes stand in the device's own folder.
+            let folder = match count {
+                1 => String::new(),
+                _ => format!("queue-{queue}/"),
+            };
+            ring(site, &folder, order)
+        })
+        .collect()
+}
+
+fn ring(site: &Site<'_>, folder: &str, order: Option<u32>) -> Result<RingInfo> {
+    let pages = 1u32 << order.unwrap_or(0);
+    let mut grefs = Vec::with_capacity(pages as usize);
+    for page in 0..pages {
+        let numbered = format!("{folder}ring-ref{page}");
+        let node = match (order, pages) {
+            (None, _) => format!("{folder}ring-ref"),
+            // Either name will do for a single page.
+            (Some(_), 1) if site.front(&numbered)?.is_none() => format!("{folder}ring-ref"),
+            _ => numbered,
+        };
+        grefs.push(GrantRef(site.front_required(&node)?));
+    }
+    debug_assert!(grefs.len() * PAGE_SIZE <= PAGE_SIZE << MAX_RING_ORDER);
     Ok(RingInfo {
-        dom: site.id.dom,
-        gref: GrantRef(site.front_required("ring-ref")?),
-        port: Port(site.front_required("event-channel")?),
-        protocol,
+        grefs,
+        port: Port(site.front_required(&format!("{folder}event-channel"))?),
     })
 }
 
@@ -227,66 +349,5 @@ fn device_number(identity: Option<Identity>) -> String {
         Some(Identity::Block(major, minor)) => format!("{major:x}:{minor:x}"),
         // Serves as "somebody has seen to it"; no device has this number.
         _ => "0:0".to_string(),
-    }
-}
-
-/// A ring with its event channel: all that serving it takes.
-pub struct Served<G: ForeignGrants, E: EventChannels> {
-    queue: Queue<G>,
-    events: E,
-    port: Port,
-    masked: bool,
-}
-
-/// Requests carried out before whoever drives the queue has a say again.
-const BUDGET: usize = 64;
-
-impl<G: ForeignGrants, E: EventChannels> Served<G, E> {
-    /// Maps the ring, binds the event channel and sends one event: those sent while nobody listened are lost.
-    #[allow(clippy::too_many_arguments)]
-    pub fn new(
-        ring: &RingInfo,
-        grants: G,
-        events: E,
-        data_move: DataMove,
-        storage: Arc<dyn Storage>,
-        limits: Limits,
-        log: Arc<dyn Fn(&str) + Send + Sync>,
-    ) -> Result<Self> {
-        let memory = grants.map(ring.dom, &[ring.gref], AccessMode::ReadWrite)?;
-        let attached = Ring::attach(memory, ring.protocol)?;
-        let port = events.bind_interdomain(ring.dom, ring.port)?;
-        events.notify(port)?;
-        let queue = Queue::new(ring.dom, attached, grants, data_move, storage, limits, log);
-        Ok(Served {
-            queue,
-            events,
-            port,
-            masked: false,
-        })
-    }
-
-    /// Carries out what is there, up to a budget. On [`Progress::Idle`] the port is open again.
-    pub fn work(&mut self) -> Result<Progress> {
-        while self.events.next_pending()?.is_some() {
-            self.masked = true;
-        }
-        let (events, port) = (&self.events, self.port);
-        let progress = self.queue.run(BUDGET, || events.notify(port))?;
-        // Opened only now: a guest's storm of events costs it its own turn (XSA-332).
-        if progress == Progress::Idle && std::mem::take(&mut self.masked) {
-            self.events.unmask(self.port)?;
-        }
-        Ok(progress)
-    }
-
-    /// The event channels, for waiting on their descriptor.
-    pub fn events(&self) -> &E {
-        &self.events
-    }
-
-    /// The queue.
-    pub fn queue(&self) -> &Queue<G> {
-        &self.queue
     }
 }

@@ -1,247 +1,624 @@
-//! Carries a ring's requests out, in order, and answers them.
+//! Takes a ring's requests, has them carried out, and answers them in the order in which they end.
 
+use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use xen_hal::{AccessMode, CopyBuffer, ForeignGrants, GrantCopy, Result};
-use xen_ring::SharedMemoryExt;
+use xen_hal::{CopyBuffer, Error, ForeignGrants, GrantCopy, Result};
+use xen_ring::{PeerError, SharedMemoryExt};
 use xen_sys::io::blkif;
-use xen_sys::types::PAGE_SIZE;
-use xen_sys::{DomId, GrantRef};
+use xen_sys::{DomId, Errno, PAGE_SIZE};
 
-use crate::request::{Limits, Op, RawRequest, Request};
+use crate::engine::{Done, Engine, Job, Work};
+use crate::journal::{Count, Journal, Record};
+use crate::memory::{Buffer, Memory, Piece};
+use crate::pool::Pool;
+use crate::rate::Rate;
+use crate::request::{Limits, Op, RawRequest, Request, SEGMENTS_PER_PAGE, Segment};
 use crate::ring::Ring;
 use crate::storage::Storage;
 
-/// How data gets from and to the guest's pages. Either way storage only ever sees our own copy, so a
-/// guest that changes a page meanwhile changes nothing that was decided (XSA-155), and no file system
-/// sees a foreign frame (XSA-229).
+/// How data gets from and to the guest's pages. Metadata is copied out once either way (XSA-155); what a
+/// guest does to a page of data while it is transferred harms only that data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DataMove {
     /// Xen copies: one system call and hypercall for a request's segments.
     Copy,
-    /// The pages are mapped for the request and copied by the processor.
-    Map,
+    /// Pages of a guest that agrees to it stay mapped, a bounded number; for others as with `Copy`.
+    Persistent,
 }
 
-/// What is left to do after a run.
+/// What is left to do after a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// The budget is used up: run again.
+    /// Something was done: there may be more.
     More,
-    /// The ring is empty, and the front end will send an event with the next request.
+    /// Nothing can be done now: either a job ends, or the front end sends an event with the next request.
     Idle,
 }
 
-/// Counts of a queue since it was connected; shared with whoever wants to look.
-#[derive(Debug, Default)]
-pub struct Stats {
-    /// Requests answered with success.
-    pub done: AtomicU64,
-    /// Requests that were refused or failed.
-    pub errors: AtomicU64,
-    /// Bytes read from the disk.
-    pub read_bytes: AtomicU64,
-    /// Bytes written to the disk.
-    pub written_bytes: AtomicU64,
+/// Takes one line for the log.
+pub type Log = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// What a queue works with.
+pub struct Parts<G: ForeignGrants> {
+    /// Whose it is.
+    pub dom: DomId,
+    /// The ring.
+    pub ring: Ring<G::Mapping>,
+    /// The account of what runs.
+    pub journal: Journal,
+    /// Access to the guest's pages.
+    pub grants: G,
+    /// Most of the guest's pages that stay mapped; 0 if it has not agreed to it.
+    pub persistent: usize,
+    /// Carries jobs out.
+    pub engine: Box<dyn Engine>,
+    /// The disk, for its size.
+    pub storage: Arc<dyn Storage>,
+    /// What it allows.
+    pub limits: Limits,
+    /// How fast it may go.
+    pub rate: Rate,
+    /// For what the guest does wrong.
+    pub log: Log,
 }
 
 /// One ring of a connected disk.
 pub struct Queue<G: ForeignGrants> {
-    dom: DomId,
-    ring: Ring<G::Mapping>,
-    grants: G,
-    data_move: DataMove,
-    storage: Arc<dyn Storage>,
-    limits: Limits,
-    buffer: Box<[u8]>,
-    stats: Arc<Stats>,
-    log: Arc<dyn Fn(&str) + Send + Sync>,
+    parts: Parts<G>,
+    pool: Pool<G>,
+    /// What runs, by its place in the journal.
+    active: Vec<Option<Active>>,
+    free: Vec<u16>,
+    /// Jobs that run, and requests that wait for memory.
+    busy: usize,
+    /// Taken, but there is no memory for their data yet.
+    starved: VecDeque<u16>,
+    /// A barrier that waits for what came before it.
+    barrier: Option<u16>,
+    /// Nothing is taken before all that runs has ended.
+    fence: bool,
+    closed: bool,
+    /// Answered and not yet published.
+    answered: Vec<u16>,
+    /// Bytes of buffers in use.
+    buffered: usize,
+    /// System calls, data hypercalls and events so far, those of engine and pool not counted.
+    calls: u64,
+    data_calls: u64,
+    events: u64,
     logged: u32,
 }
 
-/// Most bytes one request can transfer.
-const MAX_TRANSFER: usize = blkif::MAX_SEGMENTS_PER_REQUEST * PAGE_SIZE;
+/// A request between its taking and its answer.
+struct Active {
+    raw: RawRequest,
+    request: Option<Request>,
+    /// What is still to be done, last step first.
+    steps: Vec<Work>,
+    /// Where its data goes through, unless that is the guest's own pages.
+    buffer: Option<Arc<Buffer>>,
+}
+
+/// Requests taken in one step, at most.
+const BATCH: usize = 64;
+
+/// Bytes of buffers that a queue uses at a time, at most; the largest request has 1 MiB.
+const MAX_BUFFERED: usize = 2 << 20;
 
 /// Bad requests that are logged for each connection; a hostile guest must not fill the log.
 const MAX_LOGGED: u32 = 10;
 
-impl<G: ForeignGrants> Queue<G> {
-    /// A queue on an attached ring of `dom`'s.
-    pub fn new(
-        dom: DomId,
-        ring: Ring<G::Mapping>,
-        grants: G,
-        data_move: DataMove,
-        storage: Arc<dyn Storage>,
-        limits: Limits,
-        log: Arc<dyn Fn(&str) + Send + Sync>,
-    ) -> Self {
-        Queue {
-            dom,
-            ring,
-            grants,
-            data_move,
-            storage,
-            limits,
-            buffer: vec![0; MAX_TRANSFER].into_boxed_slice(),
-            stats: Arc::default(),
-            log,
+impl<G: ForeignGrants> Queue<G>
+where
+    G: Clone,
+    G::Mapping: Send + Sync + 'static,
+{
+    /// A queue that goes on with what the journal has.
+    pub fn new(parts: Parts<G>) -> Result<Self> {
+        let slots = parts.ring.capacity() as u16;
+        let pool = Pool::new(parts.dom, parts.grants.clone(), parts.persistent);
+        let mut queue = Queue {
+            pool,
+            active: (0..slots).map(|_| None).collect(),
+            free: Vec::new(),
+            busy: 0,
+            starved: VecDeque::new(),
+            barrier: None,
+            fence: false,
+            closed: false,
+            answered: Vec::new(),
+            buffered: 0,
+            calls: 0,
+            data_calls: 0,
+            events: 0,
             logged: 0,
-        }
-    }
-
-    /// Counts, for reading from anywhere.
-    pub fn stats(&self) -> Arc<Stats> {
-        self.stats.clone()
-    }
-
-    /// Carries out up to `budget` requests, calling `notify` whenever the front end wants an event. An
-    /// error means that the ring or the event channel is of no use any more.
-    pub fn run(
-        &mut self,
-        budget: usize,
-        mut notify: impl FnMut() -> Result<()>,
-    ) -> Result<Progress> {
-        for _ in 0..budget {
-            let Some(raw) = self.ring.pop()? else {
-                if self.ring.wait_for_more() {
-                    continue;
-                }
-                return Ok(Progress::Idle);
-            };
-            let status = self.serve(&raw);
-            let counter = if status == blkif::RSP_OKAY {
-                &self.stats.done
-            } else {
-                &self.stats.errors
-            };
-            counter.fetch_add(1, Ordering::Relaxed);
-            if self.ring.answer(&raw, status) {
-                notify()?;
-            }
-        }
-        Ok(Progress::More)
-    }
-
-    fn serve(&mut self, raw: &RawRequest) -> i16 {
-        let request = match raw.check(&self.limits) {
-            Ok(request) => request,
-            Err(refusal) => {
-                self.complain(|| format!("refused: {refusal}"));
-                return refusal.status();
-            }
+            parts,
         };
-        match self.carry_out(&request) {
-            Ok(()) => blkif::RSP_OKAY,
-            Err(error) => {
-                let (op, offset, len) = (request.op, request.offset, request.len);
-                self.complain(|| format!("{op:?} of {len} bytes at {offset}: {error}"));
-                blkif::RSP_ERROR
-            }
-        }
+        queue.go_on()?;
+        Ok(queue)
     }
 
-    fn carry_out(&mut self, request: &Request) -> Result<(), Trouble> {
-        match request.op {
-            Op::Read => {
-                let data = &mut self.buffer[..request.len];
-                self.storage.read(request.offset, data)?;
-                self.give(request)?;
-                self.stats
-                    .read_bytes
-                    .fetch_add(request.len as u64, Ordering::Relaxed);
-                Ok(())
-            }
-            Op::Write => self.write(request),
-            Op::Flush => Ok(self.storage.flush()?),
-            Op::FlushWrite => {
-                self.storage.flush()?;
-                self.write(request)
-            }
-            Op::Discard { len } => Ok(self.storage.discard(request.offset, len)?),
+    /// Runs again what the process before us left running, and answers what it left unanswered.
+    fn go_on(&mut self) -> Result<()> {
+        let published = self.parts.ring.next_response();
+        let left = self.parts.journal.unanswered(published);
+        // The two differ only if the guest has changed its ring's indices.
+        if left.len() as u32 != self.parts.ring.owed() {
+            return Err(Error::Ring(PeerError::IndexOutOfRange {
+                theirs: published,
+                ours: self.parts.ring.next_request(),
+                capacity: self.parts.ring.capacity(),
+            }));
         }
-    }
-
-    fn write(&mut self, request: &Request) -> Result<(), Trouble> {
-        self.fetch(request)?;
-        self.storage
-            .write(request.offset, &self.buffer[..request.len])?;
-        self.stats
-            .written_bytes
-            .fetch_add(request.len as u64, Ordering::Relaxed);
+        let protocol = self.parts.ring.protocol();
+        let mut again = Vec::new();
+        for (place, record, bytes) in left {
+            self.hold(place, RawRequest::decode(&bytes, protocol));
+            match record {
+                Record::Ended { status } => self.answer(place, status),
+                Record::Running => again.push(place),
+            }
+        }
+        let replayed = again.len() as u64;
+        self.parts.journal.add(Count::Replayed, replayed);
+        for place in again {
+            self.begin(place);
+        }
+        self.fence = self.busy > 0;
+        // Those that were answered just now become free when that is published.
+        self.free = (0..self.active.len() as u16)
+            .rev()
+            .filter(|place| self.active[usize::from(*place)].is_none())
+            .filter(|place| !self.answered.contains(place))
+            .collect();
         Ok(())
     }
 
-    /// Copies the guest's segments into the buffer.
-    fn fetch(&mut self, request: &Request) -> Result<(), Trouble> {
-        if self.data_move == DataMove::Map {
-            let pages = self.map(request, AccessMode::ReadOnly)?;
-            let mut rest = &mut self.buffer[..request.len];
-            for (n, segment) in request.segments().iter().enumerate() {
-                let (data, more) = rest.split_at_mut(segment.len());
-                pages.read_bytes(n * PAGE_SIZE + usize::from(segment.offset()), data);
-                rest = more;
+    /// Answers what has ended, takes what is new, and publishes the answers with one event at most. An error
+    /// means that ring, engine or event channel is of no use any more.
+    pub fn step(&mut self, mut notify: impl FnMut() -> Result<()>) -> Result<Progress> {
+        let mut worked = self.reap();
+        worked |= self.feed();
+        worked |= self.take()?;
+        self.parts.engine.kick().map_err(engine_failed)?;
+        worked |= self.reap();
+        if !self.answered.is_empty() {
+            let asked = self.parts.ring.publish();
+            for place in std::mem::take(&mut self.answered) {
+                self.parts.journal.clear(place);
+                self.free.push(place);
             }
-            return Ok(());
+            if asked {
+                self.calls += 1;
+                self.events += 1;
+                notify()?;
+            }
         }
-        let mut rest = &mut self.buffer[..request.len];
-        let mut pieces = Vec::with_capacity(request.segments().len());
-        for segment in request.segments() {
-            let (data, more) = rest.split_at_mut(segment.len());
-            pieces.push(GrantCopy {
-                gref: segment.gref,
-                offset: segment.offset(),
-                local: CopyBuffer::FromGrant(data),
-                status: 0,
-            });
-            rest = more;
-        }
-        self.grants.copy(self.dom, &mut pieces)?;
-        all_copied(&pieces)
+        Ok(if worked {
+            Progress::More
+        } else {
+            Progress::Idle
+        })
     }
 
-    /// Copies the buffer into the guest's segments.
-    fn give(&mut self, request: &Request) -> Result<(), Trouble> {
-        let mut rest = &self.buffer[..request.len];
-        if self.data_move == DataMove::Map {
-            let pages = self.map(request, AccessMode::ReadWrite)?;
-            for (n, segment) in request.segments().iter().enumerate() {
-                let (data, more) = rest.split_at(segment.len());
-                pages.write_bytes(n * PAGE_SIZE + usize::from(segment.offset()), data);
+    /// To be called before a wait: asks the front end for an event with the next request. True if one is
+    /// there already.
+    #[must_use = "true means that there is work: waiting now would lose an event"]
+    pub fn rest(&mut self) -> bool {
+        self.tell();
+        self.may_take() && self.parts.rate.wait().is_none() && self.parts.ring.wait_for_more()
+    }
+
+    /// How many requests are taken and not answered.
+    pub fn in_flight(&self) -> usize {
+        self.parts.ring.owed() as usize
+    }
+
+    /// Whether requests wait that could be taken; does not ask the front end for an event.
+    pub fn has_requests(&self) -> bool {
+        self.may_take() && self.parts.ring.pending().map_or(true, |count| count > 0)
+    }
+
+    /// Whoever carries its jobs out.
+    pub fn engine(&mut self) -> &mut dyn Engine {
+        &mut *self.parts.engine
+    }
+
+    /// The counts.
+    pub fn journal(&self) -> &Journal {
+        &self.parts.journal
+    }
+
+    /// How fast it may go.
+    pub fn rate(&mut self) -> &mut Rate {
+        &mut self.parts.rate
+    }
+
+    /// Counts system calls that were made for this queue elsewhere.
+    pub fn count_calls(&mut self, more: u64) {
+        self.calls += more;
+    }
+
+    /// Writes the counts that are kept elsewhere into the journal.
+    fn tell(&self) {
+        let journal = &self.parts.journal;
+        let data_calls = self.data_calls + self.pool.calls();
+        let calls = self.calls + self.data_calls + 2 * self.pool.calls();
+        journal.set(Count::Calls, calls + self.parts.engine.calls());
+        journal.set(Count::DataCalls, data_calls);
+        journal.set(Count::Events, self.events);
+        journal.set(Count::Mapped, self.pool.len() as u64);
+    }
+
+    /// Takes nothing more; what was taken is still carried out.
+    pub fn close(&mut self) {
+        self.closed = true;
+    }
+
+    fn may_take(&self) -> bool {
+        !self.closed && self.barrier.is_none() && !self.fence && self.starved.is_empty()
+    }
+
+    /// Takes requests from the ring, records them, and begins them.
+    fn take(&mut self) -> Result<bool> {
+        let protocol = self.parts.ring.protocol();
+        let mut taken = Vec::new();
+        while taken.len() < BATCH && self.may_take() && self.parts.rate.allows() {
+            // A ring has no more requests than slots, so a place is free for each.
+            let Some(&place) = self.free.last() else {
+                break;
+            };
+            let index = self.parts.ring.next_request();
+            let Some(bytes) = self.parts.ring.pop()? else {
+                break;
+            };
+            self.free.pop();
+            self.parts.journal.begin(place, &bytes, index);
+            let raw = RawRequest::decode(&bytes, protocol);
+            self.hold(place, raw);
+            taken.push(place);
+            if raw.operation == blkif::OP_WRITE_BARRIER {
+                self.barrier = Some(place);
+            }
+        }
+        if taken.is_empty() {
+            return Ok(false);
+        }
+        let next = self.parts.ring.next_request();
+        self.parts.journal.set_taken(next);
+        for place in taken {
+            if self.barrier != Some(place) {
+                self.begin(place);
+            }
+        }
+        self.pass_barrier();
+        Ok(true)
+    }
+
+    fn hold(&mut self, place: u16, raw: RawRequest) {
+        self.active[usize::from(place)] = Some(Active {
+            raw,
+            request: None,
+            steps: Vec::new(),
+            buffer: None,
+        });
+    }
+
+    /// Begins a barrier once everything before it has ended.
+    fn pass_barrier(&mut self) {
+        if self.busy == 0
+            && let Some(place) = self.barrier.take()
+        {
+            self.fence = true;
+            self.begin(place);
+            self.fence = self.busy > 0;
+        }
+    }
+
+    /// Checks a request and begins its first step.
+    fn begin(&mut self, place: u16) {
+        let Some(active) = &self.active[usize::from(place)] else {
+            return;
+        };
+        let raw = active.raw;
+        let limits = Limits {
+            sectors_512: self.parts.storage.sectors_512(),
+            ..self.parts.limits
+        };
+        let request = match self.checked(&raw, &limits) {
+            Ok(request) => request,
+            Err((status, why)) => {
+                self.complain(|| why);
+                return self.answer(place, status);
+            }
+        };
+        let steps = match request.op {
+            Op::Read => vec![Work::Read],
+            Op::Write => vec![Work::Write],
+            Op::Flush => vec![Work::Flush],
+            Op::FlushWrite => vec![Work::Write, Work::Flush],
+            Op::Barrier if request.len == 0 => vec![Work::Flush],
+            Op::Barrier => vec![Work::Flush, Work::Write, Work::Flush],
+            Op::Discard { len: 0 } => Vec::new(),
+            Op::Discard { len } => vec![Work::Discard(len)],
+        };
+        self.parts.rate.spend(request.len);
+        if let Some(active) = &mut self.active[usize::from(place)] {
+            active.request = Some(request);
+            active.steps = steps;
+        }
+        self.advance(place);
+    }
+
+    fn checked(&mut self, raw: &RawRequest, limits: &Limits) -> Result<Request, (i16, String)> {
+        let refused = |refusal: crate::request::Refusal| {
+            let status = refusal.status();
+            (status, format!("refused: {refusal}"))
+        };
+        let segments = match raw.indirect(limits).map_err(refused)? {
+            None => Vec::new(),
+            Some(indirect) => self
+                .fetch_segments(indirect.grefs, indirect.count)
+                .map_err(|trouble| {
+                    let why = format!("refused: its indirect segments: {trouble}");
+                    (blkif::RSP_ERROR, why)
+                })?,
+        };
+        raw.check(limits, segments).map_err(refused)
+    }
+
+    /// Copies the segments of an indirect request out of the guest's pages, once.
+    fn fetch_segments(
+        &mut self,
+        grefs: &[xen_sys::GrantRef],
+        count: usize,
+    ) -> Result<Vec<Segment>, Trouble> {
+        const SIZE: usize = size_of::<blkif::Segment>();
+        let mut segments = Vec::with_capacity(count);
+        let mut bytes = vec![0; count.min(SEGMENTS_PER_PAGE) * SIZE];
+        for &gref in grefs {
+            let here = (count - segments.len()).min(SEGMENTS_PER_PAGE);
+            let bytes = &mut bytes[..here * SIZE];
+            match self.mapped(gref) {
+                Some(page) => page.read_bytes(0, bytes),
+                None => {
+                    self.data_calls += 1;
+                    let mut pieces = [GrantCopy {
+                        gref,
+                        offset: 0,
+                        local: CopyBuffer::FromGrant(bytes),
+                        status: 0,
+                    }];
+                    self.parts.grants.copy(self.parts.dom, &mut pieces)?;
+                    all_copied(&pieces)?;
+                }
+            }
+            segments.extend((0..here).map(|n| Segment::decode(bytes, n * SIZE)));
+        }
+        Ok(segments)
+    }
+
+    /// A page of the guest's if it is to stay mapped. One that cannot be mapped is left to Xen's copy, which
+    /// says why.
+    fn mapped(&mut self, gref: xen_sys::GrantRef) -> Option<Memory> {
+        if self.parts.persistent == 0 {
+            return None;
+        }
+        self.pool.get(gref).ok().flatten()
+    }
+
+    /// Begins the next step of a request, or answers it.
+    fn advance(&mut self, place: u16) {
+        let Some(active) = &mut self.active[usize::from(place)] else {
+            return;
+        };
+        let Some(&work) = active.steps.last() else {
+            return self.answer(place, blkif::RSP_OKAY);
+        };
+        let (offset, transfer) = match (&active.request, work) {
+            (Some(request), Work::Read | Work::Write) => (request.offset, true),
+            (Some(request), _) => (request.offset, false),
+            (None, _) => (0, false),
+        };
+        let data = if transfer {
+            match self.prepare(place) {
+                Ok(Some(data)) => data,
+                Ok(None) => {
+                    self.starved.push_back(place);
+                    return;
+                }
+                Err(trouble) => return self.fail(place, &trouble),
+            }
+        } else {
+            Vec::new()
+        };
+        if let Some(active) = &mut self.active[usize::from(place)] {
+            active.steps.pop();
+        }
+        self.busy += 1;
+        self.parts.engine.start(Job {
+            token: place,
+            work,
+            offset,
+            data,
+        });
+    }
+
+    /// The memory of a transfer, with the data of a write in it; `None` if too much is in use.
+    fn prepare(&mut self, place: u16) -> Result<Option<Vec<Piece>>, Trouble> {
+        let Some(request) = self.active[usize::from(place)]
+            .as_mut()
+            .and_then(|active| active.request.take())
+        else {
+            return Ok(Some(Vec::new()));
+        };
+        let result = self.memory_for(place, &request);
+        if let Some(active) = &mut self.active[usize::from(place)] {
+            active.request = Some(request);
+        }
+        result
+    }
+
+    fn memory_for(&mut self, place: u16, request: &Request) -> Result<Option<Vec<Piece>>, Trouble> {
+        let mut pieces = Vec::with_capacity(request.segments().len());
+        for segment in request.segments() {
+            let Some(page) = self.mapped(segment.gref) else {
+                break;
+            };
+            pieces.push(Piece::new(page, segment.offset().into(), segment.len()));
+        }
+        if pieces.len() == request.segments().len() {
+            return Ok(Some(pieces));
+        }
+        drop(pieces);
+        let size = request.len.next_multiple_of(PAGE_SIZE);
+        if self.buffered > 0 && self.buffered + size > MAX_BUFFERED {
+            return Ok(None);
+        }
+        let mut buffer = Buffer::new(size);
+        if request.op != Op::Read {
+            let mut rest = &mut buffer.bytes_mut()[..request.len];
+            let mut copies = Vec::with_capacity(request.segments().len());
+            for segment in request.segments() {
+                let (data, more) = rest.split_at_mut(segment.len());
+                copies.push(copy_of(segment, CopyBuffer::FromGrant(data)));
                 rest = more;
             }
+            self.data_calls += 1;
+            self.parts.grants.copy(self.parts.dom, &mut copies)?;
+            all_copied(&copies)?;
+        }
+        let buffer = Arc::new(buffer);
+        self.buffered += size;
+        if let Some(active) = &mut self.active[usize::from(place)] {
+            active.buffer = Some(buffer.clone());
+        }
+        Ok(Some(vec![Piece::new(buffer, 0, request.len)]))
+    }
+
+    /// Goes on with requests for which there was no memory.
+    fn feed(&mut self) -> bool {
+        let mut fed = false;
+        while let Some(place) = self.starved.pop_front() {
+            let before = self.starved.len();
+            self.advance(place);
+            if self.starved.len() > before {
+                // Still none; it keeps its place in the line.
+                self.starved.rotate_right(1);
+                break;
+            }
+            fed = true;
+        }
+        fed
+    }
+
+    /// Takes what has ended.
+    fn reap(&mut self) -> bool {
+        let mut any = false;
+        while let Some(Done { job, result }) = self.parts.engine.finished() {
+            any = true;
+            self.busy -= 1;
+            let place = job.token;
+            drop(job.data);
+            match result
+                .map_err(Trouble::Storage)
+                .and_then(|()| self.deliver(place, job.work))
+            {
+                Ok(()) => self.advance(place),
+                Err(trouble) => self.fail(place, &trouble),
+            }
+        }
+        if any && self.busy == 0 {
+            self.fence = false;
+            self.pass_barrier();
+        }
+        any
+    }
+
+    /// After a step: copies what was read to the guest, and counts.
+    fn deliver(&mut self, place: u16, work: Work) -> Result<(), Trouble> {
+        let Some(active) = &mut self.active[usize::from(place)] else {
+            return Ok(());
+        };
+        let len = active.request.as_ref().map_or(0, |request| request.len) as u64;
+        let journal = &self.parts.journal;
+        match work {
+            Work::Read => journal.add(Count::ReadBytes, len),
+            Work::Write => journal.add(Count::WrittenBytes, len),
+            Work::Flush => journal.add(Count::Flushes, 1),
+            Work::Discard(_) => {}
+        }
+        if work != Work::Read && work != Work::Write {
             return Ok(());
         }
-        let mut pieces = Vec::with_capacity(request.segments().len());
+        let (Some(mut buffer), Some(request)) = (active.buffer.take(), &active.request) else {
+            return Ok(());
+        };
+        self.buffered -= buffer.len_bytes();
+        let (Work::Read, Some(buffer)) = (work, Arc::get_mut(&mut buffer)) else {
+            return Ok(());
+        };
+        let mut rest = &buffer.bytes_mut()[..request.len];
+        let mut copies = Vec::with_capacity(request.segments().len());
         for segment in request.segments() {
             let (data, more) = rest.split_at(segment.len());
-            pieces.push(GrantCopy {
-                gref: segment.gref,
-                offset: segment.offset(),
-                local: CopyBuffer::ToGrant(data),
-                status: 0,
-            });
+            copies.push(copy_of(segment, CopyBuffer::ToGrant(data)));
             rest = more;
         }
-        self.grants.copy(self.dom, &mut pieces)?;
-        all_copied(&pieces)
+        self.data_calls += 1;
+        self.parts.grants.copy(self.parts.dom, &mut copies)?;
+        all_copied(&copies)
     }
 
-    fn map(&self, request: &Request, mode: AccessMode) -> Result<G::Mapping, Trouble> {
-        let grefs: Vec<GrantRef> = request.segments().iter().map(|s| s.gref).collect();
-        Ok(self.grants.map(self.dom, &grefs, mode)?)
+    fn fail(&mut self, place: u16, trouble: &Trouble) {
+        if let Some(active) = &self.active[usize::from(place)]
+            && let Some(request) = &active.request
+        {
+            let (op, offset, len) = (request.op, request.offset, request.len);
+            self.complain(|| format!("{op:?} of {len} bytes at {offset}: {trouble}"));
+        }
+        self.answer(place, blkif::RSP_ERROR);
+    }
+
+    /// Puts a request's answer into the ring; [`step`](Self::step) publishes it.
+    fn answer(&mut self, place: u16, status: i16) {
+        let Some(active) = self.active[usize::from(place)].take() else {
+            return;
+        };
+        if let Some(buffer) = active.buffer {
+            self.buffered -= buffer.len_bytes();
+        }
+        let count = match status {
+            blkif::RSP_OKAY => Count::Done,
+            _ => Count::Errors,
+        };
+        self.parts.journal.add(count, 1);
+        let response = self.parts.ring.next_response();
+        self.parts.journal.end(place, status, response);
+        let (id, operation) = (active.raw.id, active.raw.answers());
+        self.parts.ring.push(id, operation, status);
+        self.answered.push(place);
     }
 
     fn complain(&mut self, what: impl FnOnce() -> String) {
         if self.logged < MAX_LOGGED {
             self.logged += 1;
-            (self.log)(&what());
+            (self.parts.log)(&what());
             if self.logged == MAX_LOGGED {
-                (self.log)("further bad requests are only counted");
+                (self.parts.log)("further bad requests are only counted");
             }
         }
+    }
+}
+
+fn copy_of<'a>(segment: &Segment, local: CopyBuffer<'a>) -> GrantCopy<'a> {
+    GrantCopy {
+        gref: segment.gref,
+        offset: segment.offset(),
+        local,
+        status: 0,
     }
 }
 
@@ -255,21 +632,27 @@ fn all_copied(pieces: &[GrantCopy<'_>]) -> Result<(), Trouble> {
     }
 }
 
-/// Why a valid request failed.
-enum Trouble {
-    Storage(io::Error),
-    Grant { gref: GrantRef, status: i16 },
-    World(xen_hal::Error),
-}
-
-impl From<io::Error> for Trouble {
-    fn from(error: io::Error) -> Self {
-        Trouble::Storage(error)
+/// The engine itself is of no use any more.
+pub fn engine_failed(error: io::Error) -> Error {
+    Error::System {
+        op: "carry out requests",
+        object: error.to_string(),
+        errno: Errno(error.raw_os_error().unwrap_or(Errno::EIO.0)),
     }
 }
 
-impl From<xen_hal::Error> for Trouble {
-    fn from(error: xen_hal::Error) -> Self {
+/// Why a valid request failed.
+enum Trouble {
+    Storage(io::Error),
+    Grant {
+        gref: xen_sys::GrantRef,
+        status: i16,
+    },
+    World(Error),
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Self {
         Trouble::World(error)
     }
 }

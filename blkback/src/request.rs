@@ -1,7 +1,7 @@
 //! Turns the bytes of a ring slot into a checked request, or into the reason to refuse it.
 
-use xen_sys::GrantRef;
 use xen_sys::io::blkif;
+use xen_sys::{GrantRef, PAGE_SIZE};
 
 use crate::Protocol;
 
@@ -13,7 +13,7 @@ pub const SECTOR: u64 = blkif::SECTOR_SIZE as u64;
 pub struct RawRequest {
     /// `BLKIF_OP_*`, or anything.
     pub operation: u8,
-    /// Number of segments; of a discard, its flags.
+    /// Number of segments; of a discard, its flags; of an indirect request, what it is to do.
     pub nr_segments: u8,
     /// The guest's own name for the request, to be echoed.
     pub id: u64,
@@ -23,6 +23,10 @@ pub struct RawRequest {
     pub nr_sectors: u64,
     /// Segments, as many as fit into a slot.
     pub segments: [Segment; blkif::MAX_SEGMENTS_PER_REQUEST],
+    /// Of an indirect request: how many segments. Lies over the handle.
+    pub indirect_count: u16,
+    /// Of an indirect request: the pages that hold the segments. Lies over the segments.
+    pub indirect_grefs: [GrantRef; blkif::MAX_INDIRECT_PAGES_PER_REQUEST],
 }
 
 /// Part of a page: sectors `first..=last` of the 8 in it.
@@ -37,6 +41,15 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// Takes `struct blkif_request_segment` apart; the same in both protocols.
+    pub fn decode(bytes: &[u8], at: usize) -> Segment {
+        Segment {
+            gref: GrantRef(u32::from_le_bytes(take(bytes, at))),
+            first: bytes[at + 4],
+            last: bytes[at + 5],
+        }
+    }
+
     /// Offset in the page, in bytes.
     pub fn offset(&self) -> u16 {
         u16::from(self.first) * SECTOR as u16
@@ -61,70 +74,116 @@ impl RawRequest {
             Protocol::Native => 8,
             Protocol::X86_32 => 4,
         };
-        let segment = |n: usize| {
-            let at = base + 16 + 8 * n;
-            Segment {
-                gref: GrantRef(u32::from_le_bytes(take(slot, at))),
-                first: slot[at + 4],
-                last: slot[at + 5],
-            }
-        };
         RawRequest {
             operation: slot[0],
             nr_segments: slot[1],
             id: u64::from_le_bytes(take(slot, base)),
             sector: u64::from_le_bytes(take(slot, base + 8)),
             nr_sectors: u64::from_le_bytes(take(slot, base + 16)),
-            segments: std::array::from_fn(segment),
+            segments: std::array::from_fn(|n| Segment::decode(slot, base + 16 + 8 * n)),
+            indirect_count: u16::from_le_bytes(take(slot, 2)),
+            indirect_grefs: std::array::from_fn(|n| {
+                GrantRef(u32::from_le_bytes(take(slot, base + 20 + 4 * n)))
+            }),
         }
     }
 
-    /// Checks everything that can be checked without touching the guest's pages.
-    pub fn check(&self, limits: &Limits) -> Result<Request, Refusal> {
+    /// What the response names as the operation: of an indirect request, what it was to do.
+    pub fn answers(&self) -> u8 {
         match self.operation {
-            blkif::OP_READ => self.transfer(Op::Read, limits),
-            blkif::OP_WRITE => self.transfer(Op::Write, limits),
+            blkif::OP_INDIRECT => self.nr_segments,
+            other => other,
+        }
+    }
+
+    /// Where the segments of an indirect request are, `None` if it is another one.
+    pub fn indirect(&self, limits: &Limits) -> Result<Option<Indirect<'_>>, Refusal> {
+        if self.operation != blkif::OP_INDIRECT {
+            return Ok(None);
+        }
+        if limits.indirect == 0 {
+            return Err(Refusal::Operation(self.operation));
+        }
+        if self.nr_segments != blkif::OP_READ && self.nr_segments != blkif::OP_WRITE {
+            return Err(Refusal::IndirectOperation(self.nr_segments));
+        }
+        let count = self.indirect_count;
+        if count == 0 {
+            return Err(Refusal::NoSegments);
+        }
+        if count > limits.indirect {
+            return Err(Refusal::TooManySegments(count));
+        }
+        let pages = usize::from(count).div_ceil(SEGMENTS_PER_PAGE);
+        let grefs = self.indirect_grefs.get(..pages);
+        Ok(Some(Indirect {
+            count: usize::from(count),
+            grefs: grefs.ok_or(Refusal::TooManySegments(count))?,
+        }))
+    }
+
+    /// Checks everything that can be checked without touching the guest's pages. `indirect` are the
+    /// segments that [`indirect`](Self::indirect) told to fetch, taken from no other request.
+    pub fn check(&self, limits: &Limits, indirect: Vec<Segment>) -> Result<Request, Refusal> {
+        match self.operation {
+            blkif::OP_READ => self.direct(Op::Read, limits),
+            blkif::OP_WRITE => self.direct(Op::Write, limits),
             // Linux sends data with a flush if it wants both in one.
-            blkif::OP_FLUSH_DISKCACHE if self.nr_segments == 0 => Ok(Request {
-                op: Op::Flush,
-                offset: 0,
-                len: 0,
-                segments: Segments::default(),
-            }),
-            blkif::OP_FLUSH_DISKCACHE => self.transfer(Op::FlushWrite, limits),
+            blkif::OP_FLUSH_DISKCACHE if self.nr_segments == 0 => Ok(Request::bare(Op::Flush)),
+            blkif::OP_FLUSH_DISKCACHE => self.direct(Op::FlushWrite, limits),
+            blkif::OP_WRITE_BARRIER if limits.read_only => Err(Refusal::ReadOnly),
+            blkif::OP_WRITE_BARRIER if self.nr_segments == 0 => Ok(Request::bare(Op::Barrier)),
+            blkif::OP_WRITE_BARRIER => self.direct(Op::Barrier, limits),
             blkif::OP_DISCARD if limits.discard => self.discard(limits),
+            blkif::OP_INDIRECT => match (self.indirect(limits)?, self.nr_segments) {
+                (Some(_), blkif::OP_READ) => self.transfer(Op::Read, indirect, limits),
+                (Some(_), _) => self.transfer(Op::Write, indirect, limits),
+                (None, _) => Err(Refusal::Operation(self.operation)),
+            },
             other => Err(Refusal::Operation(other)),
         }
     }
 
-    fn transfer(&self, op: Op, limits: &Limits) -> Result<Request, Refusal> {
+    fn direct(&self, op: Op, limits: &Limits) -> Result<Request, Refusal> {
+        let segments = self
+            .segments
+            .get(..usize::from(self.nr_segments))
+            .ok_or(Refusal::TooManySegments(self.nr_segments.into()))?;
+        self.transfer(op, segments.to_vec(), limits)
+    }
+
+    fn transfer(
+        &self,
+        op: Op,
+        segments: Vec<Segment>,
+        limits: &Limits,
+    ) -> Result<Request, Refusal> {
         if op != Op::Read && limits.read_only {
             return Err(Refusal::ReadOnly);
         }
-        let count = usize::from(self.nr_segments);
-        if count == 0 {
+        if segments.is_empty() {
             return Err(Refusal::NoSegments);
         }
-        let segments = self
-            .segments
-            .get(..count)
-            .ok_or(Refusal::TooManySegments(self.nr_segments))?;
         let mut len = 0;
-        for segment in segments {
+        for segment in &segments {
             if segment.last >= blkif::SECTORS_PER_PAGE || segment.first > segment.last {
                 return Err(Refusal::Segment(*segment));
             }
             len += segment.len() as u64;
         }
         let offset = limits.range(self.sector, len / SECTOR)?;
+        let unit = u64::from(limits.sector_size);
+        if !offset.is_multiple_of(unit) || !len.is_multiple_of(unit) {
+            return Err(Refusal::Unaligned {
+                sector: self.sector,
+                count: len / SECTOR,
+            });
+        }
         Ok(Request {
             op,
             offset,
             len: len as usize,
-            segments: Segments {
-                all: self.segments,
-                count,
-            },
+            segments,
         })
     }
 
@@ -136,27 +195,48 @@ impl RawRequest {
         if self.nr_segments & blkif::DISCARD_SECURE != 0 {
             return Err(Refusal::Operation(self.operation));
         }
-        let offset = limits.range(self.sector, self.nr_sectors)?;
+        let mut offset = limits.range(self.sector, self.nr_sectors)?;
+        let end = offset + self.nr_sectors * SECTOR;
+        // What does not fill a sector of the disk's is kept: a discard is a hint.
+        let unit = u64::from(limits.sector_size);
+        offset = offset.next_multiple_of(unit);
         Ok(Request {
-            op: Op::Discard {
-                len: self.nr_sectors * SECTOR,
-            },
             offset,
-            len: 0,
-            segments: Segments::default(),
+            ..Request::bare(Op::Discard {
+                len: (end / unit * unit).saturating_sub(offset),
+            })
         })
     }
 }
+
+/// Where the segments of an indirect request are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Indirect<'a> {
+    /// How many segments.
+    pub count: usize,
+    /// The pages that hold them, [`SEGMENTS_PER_PAGE`] each.
+    pub grefs: &'a [GrantRef],
+}
+
+/// Segments in a page of them.
+pub const SEGMENTS_PER_PAGE: usize = PAGE_SIZE / size_of::<blkif::Segment>();
+
+/// Most segments of an indirect request that are offered: 1 MiB of whole pages.
+pub const MAX_INDIRECT: u16 = 256;
 
 /// What a disk allows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Size in sectors of 512 bytes.
     pub sectors_512: u64,
+    /// The unit in which it is read and written, in bytes: a power of two from 512 to 4096.
+    pub sector_size: u32,
     /// No writes.
     pub read_only: bool,
     /// Discard was offered.
     pub discard: bool,
+    /// Most segments of an indirect request, 0 if those were not offered.
+    pub indirect: u16,
 }
 
 impl Limits {
@@ -171,7 +251,7 @@ impl Limits {
 }
 
 /// A request that may be carried out: it lies on the disk and its segments lie in their pages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
     /// What to do.
     pub op: Op,
@@ -179,20 +259,23 @@ pub struct Request {
     pub offset: u64,
     /// Bytes to transfer: the sum of the segments.
     pub len: usize,
-    segments: Segments,
+    segments: Vec<Segment>,
 }
 
 impl Request {
-    /// The guest's pages to transfer from or to, in order; at most 11.
-    pub fn segments(&self) -> &[Segment] {
-        &self.segments.all[..self.segments.count]
+    fn bare(op: Op) -> Request {
+        Request {
+            op,
+            offset: 0,
+            len: 0,
+            segments: Vec::new(),
+        }
     }
-}
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Segments {
-    all: [Segment; blkif::MAX_SEGMENTS_PER_REQUEST],
-    count: usize,
+    /// The guest's pages to transfer from or to, in order; at most [`MAX_INDIRECT`].
+    pub fn segments(&self) -> &[Segment] {
+        &self.segments
+    }
 }
 
 /// What a request asks for.
@@ -206,6 +289,9 @@ pub enum Op {
     Flush,
     /// A flush, then a write.
     FlushWrite,
+    /// Everything before is done and made to last, then a write (if there are segments) that lasts too, then
+    /// what comes after.
+    Barrier,
     /// The guest does not need these bytes any more.
     Discard {
         /// How many.
@@ -220,8 +306,17 @@ pub enum Refusal {
     Operation(u8),
     /// A transfer of nothing.
     NoSegments,
-    /// More segments than a slot holds (XSA-513).
-    TooManySegments(u8),
+    /// More segments than a slot holds, or than were offered (XSA-513).
+    TooManySegments(u16),
+    /// An indirect request for something else than reading or writing.
+    IndirectOperation(u8),
+    /// Not in whole sectors of the disk.
+    Unaligned {
+        /// First sector, of 512 bytes.
+        sector: u64,
+        /// Number of sectors.
+        count: u64,
+    },
     /// Sectors beyond the page, or backwards (XSA-513).
     Segment(Segment),
     /// Sectors beyond the end of the disk, or beyond 64 bits.
@@ -249,6 +344,11 @@ impl std::fmt::Display for Refusal {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Refusal::Operation(op) => write!(f, "operation {op} was not offered"),
+            Refusal::IndirectOperation(op) => write!(f, "operation {op} in an indirect request"),
+            Refusal::Unaligned { sector, count } => write!(
+                f,
+                "{count} sectors of 512 bytes from {sector} on, not in whole sectors of the disk"
+            ),
             Refusal::NoSegments => write!(f, "a transfer without segments"),
             Refusal::TooManySegments(count) => write!(f, "{count} segments"),
             Refusal::Segment(s) => write!(f, "a segment from sector {} to {}", s.first, s.last),
@@ -293,6 +393,10 @@ const _: () = {
     assert!(offset_of!(blkif::RequestDiscard, nr_sectors) == 24);
     assert!(offset_of!(blkif::Request, seg) == 24);
     assert!(size_of::<blkif::Segment>() == 8);
+    assert!(offset_of!(blkif::RequestIndirect, indirect_op) == 1);
+    assert!(offset_of!(blkif::RequestIndirect, nr_segments) == 2);
+    assert!(offset_of!(blkif::RequestIndirect, sector_number) == 16);
+    assert!(offset_of!(blkif::RequestIndirect, indirect_grefs) == 28);
     assert!(size_of::<blkif::Response>() == 16);
     assert!(offset_of!(blkif::Response, status) == 10);
 };
@@ -304,8 +408,10 @@ mod tests {
 
     const LIMITS: Limits = Limits {
         sectors_512: 1000,
+        sector_size: 512,
         read_only: false,
         discard: true,
+        indirect: MAX_INDIRECT,
     };
 
     fn raw(operation: u8, sector: u64, segments: &[(u8, u8)]) -> RawRequest {
@@ -316,6 +422,8 @@ mod tests {
             sector,
             nr_sectors: 0,
             segments: Default::default(),
+            indirect_count: 0,
+            indirect_grefs: Default::default(),
         };
         for (n, &(first, last)) in segments.iter().enumerate() {
             let gref = GrantRef(100 + n as u32);
@@ -327,7 +435,7 @@ mod tests {
     #[test]
     fn what_is_allowed() {
         let check = |raw: RawRequest, op, offset, len| {
-            let request = raw.check(&LIMITS).expect("allowed");
+            let request = raw.check(&LIMITS, Vec::new()).expect("allowed");
             assert_eq!((request.op, request.offset, request.len), (op, offset, len));
         };
         check(raw(0, 0, &[(0, 7)]), Op::Read, 0, 4096);
@@ -336,6 +444,8 @@ mod tests {
         check(raw(1, 1, &[(0, 7); 11]), Op::Write, 512, 45056);
         check(raw(3, u64::MAX, &[]), Op::Flush, 0, 0);
         check(raw(3, 8, &[(0, 0)]), Op::FlushWrite, 4096, 512);
+        check(raw(2, 8, &[(0, 0)]), Op::Barrier, 4096, 512);
+        check(raw(2, u64::MAX, &[]), Op::Barrier, 0, 0);
         let mut discard = raw(5, 10, &[]);
         discard.nr_sectors = 990;
         check(discard, Op::Discard { len: 990 * 512 }, 5120, 0);
@@ -344,7 +454,7 @@ mod tests {
     #[test]
     fn what_is_refused() {
         let check = |raw: RawRequest, limits: Limits, status, why: &str| {
-            let refusal = raw.check(&limits).expect_err(why);
+            let refusal = raw.check(&limits, Vec::new()).expect_err(why);
             assert_eq!(refusal.status(), status, "{refusal}");
             assert!(refusal.to_string().contains(why), "{refusal}");
         };
@@ -379,8 +489,14 @@ mod tests {
         );
         check(raw(1, 0, &[(0, 7)]), read_only, error, "read-only");
         check(raw(3, 0, &[(0, 7)]), read_only, error, "read-only");
-        check(raw(2, 0, &[(0, 7)]), LIMITS, unsupported, "operation 2");
-        check(raw(6, 0, &[(0, 7)]), LIMITS, unsupported, "operation 6");
+        check(raw(2, 0, &[(0, 7)]), read_only, error, "read-only");
+        check(raw(4, 0, &[(0, 7)]), LIMITS, unsupported, "operation 4");
+        let big = Limits {
+            sector_size: 4096,
+            ..LIMITS
+        };
+        check(raw(0, 4, &[(0, 7)]), big, error, "whole sectors");
+        check(raw(1, 8, &[(0, 6)]), big, error, "whole sectors");
         check(raw(255, 0, &[(0, 7)]), LIMITS, unsupported, "operation 255");
 
         let discard = |nr_sectors, flag| RawRequest {
@@ -427,11 +543,77 @@ mod tests {
         assert_eq!((first.offset(), first.len()), (512, 3072));
     }
 
+    #[test]
+    fn indirect_requests() {
+        let indirect = |op, count| RawRequest {
+            nr_segments: op,
+            indirect_count: count,
+            ..raw(6, 0, &[])
+        };
+        let whole = |count| {
+            let segment = Segment {
+                gref: GrantRef(1),
+                first: 0,
+                last: 7,
+            };
+            vec![segment; count]
+        };
+        for (count, pages) in [(1, 1), (125, 1), (256, 1)] {
+            let request = indirect(0, count);
+            let at = request.indirect(&LIMITS).unwrap().unwrap();
+            assert_eq!((at.count, at.grefs.len()), (count.into(), pages));
+        }
+        let request = indirect(1, 125).check(&LIMITS, whole(125)).unwrap();
+        assert_eq!((request.op, request.len), (Op::Write, 125 * 4096));
+        assert_eq!(indirect(1, 9).answers(), 1);
+        let none = Limits {
+            indirect: 0,
+            ..LIMITS
+        };
+        for (request, limits, status, why) in [
+            (indirect(0, 0), LIMITS, -1, "without segments"),
+            (indirect(0, 257), LIMITS, -1, "257 segments"),
+            (indirect(0, u16::MAX), LIMITS, -1, "65535 segments"),
+            (indirect(3, 1), LIMITS, -1, "operation 3"),
+            (indirect(6, 1), LIMITS, -1, "operation 6"),
+            (indirect(0, 1), none, -2, "not offered"),
+        ] {
+            let refusal = request.indirect(&limits).unwrap_err();
+            assert_eq!(refusal.status(), status);
+            assert!(refusal.to_string().contains(why), "{refusal}");
+            assert!(request.check(&limits, Vec::new()).is_err());
+        }
+        assert!(indirect(0, 126).check(&LIMITS, whole(126)).is_err());
+        assert!(indirect(0, 1).check(&LIMITS, Vec::new()).is_err());
+    }
+
+    #[test]
+    fn a_discard_keeps_what_does_not_fill_a_sector() {
+        let big = Limits {
+            sector_size: 4096,
+            ..LIMITS
+        };
+        for (sector, count, offset, len) in [
+            (0, 8, 0, 4096),
+            (1, 15, 4096, 4096),
+            (1, 6, 4096, 0),
+            (9, 20, 8192, 4096),
+        ] {
+            let request = RawRequest {
+                nr_sectors: count,
+                ..raw(5, sector, &[])
+            };
+            let request = request.check(&big, Vec::new()).unwrap();
+            let expected = (offset, Op::Discard { len });
+            assert_eq!((request.offset, request.op), expected, "{sector}+{count}");
+        }
+    }
+
     proptest! {
         #[test]
         fn whatever_passes_the_check_is_in_range(
             slot in proptest::collection::vec(any::<u8>(), 112),
-            op in 0u8..7, count in 0u8..14, small: bool,
+            op in 0u8..7, count in 0u8..14, small: bool, slot_len in 0usize..40,
             sectors_512 in 0u64..5000, read_only: bool, discard: bool, x32: bool,
         ) {
             let mut bytes: [u8; 112] = slot.try_into().unwrap();
@@ -446,11 +628,13 @@ mod tests {
                 }
             }
             let protocol = if x32 { Protocol::X86_32 } else { Protocol::Native };
-            let limits = Limits { sectors_512, read_only, discard };
+            let sector_size = 512 << (slot_len % 4);
+            let limits = Limits { sectors_512, sector_size, read_only, discard, indirect: 32 };
             let raw = RawRequest::decode(&bytes, protocol);
-            if let Ok(request) = raw.check(&limits) {
+            let segments = (0..slot_len).map(|n| Segment::decode(&bytes, n % 100)).collect();
+            if let Ok(request) = raw.check(&limits, segments) {
                 let mut len = request.len as u64;
-                prop_assert!(request.segments().len() <= 11);
+                prop_assert!(request.segments().len() <= 11.max(slot_len));
                 let sum: usize = request.segments().iter().map(Segment::len).sum();
                 prop_assert_eq!(sum, request.len);
                 for segment in request.segments() {
@@ -460,7 +644,7 @@ mod tests {
                     prop_assert!(discard);
                     len = bytes;
                 }
-                prop_assert!(request.offset.checked_add(len).unwrap() <= sectors_512 * 512);
+                prop_assert!(request.offset.checked_add(len).unwrap() <= sectors_512 * 512 + u64::from(sector_size) - 1);
                 prop_assert!(!read_only || matches!(request.op, Op::Read | Op::Flush));
             }
         }

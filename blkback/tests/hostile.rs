@@ -88,12 +88,7 @@ fn bad_requests_get_errors_and_the_device_lives() {
             ),
             -1,
         ),
-        (
-            "barrier",
-            request(blkif::OP_WRITE_BARRIER, 12, 0, &[ok]),
-            -2,
-        ),
-        ("indirect", request(blkif::OP_INDIRECT, 13, 0, &[ok]), -2),
+        ("barrier", request(blkif::OP_WRITE_BARRIER, 12, 0, &[ok]), 0),
         ("operation 4", request(4, 14, 0, &[ok]), -2),
         ("operation 255", request(255, 15, 0, &[ok]), -2),
         ("good after all", request(OP_WRITE, 16, 0, &[ok]), 0),
@@ -110,6 +105,52 @@ fn bad_requests_get_errors_and_the_device_lives() {
 }
 
 #[test]
+fn bad_indirect_requests_get_errors_and_the_device_lives() {
+    for data_move in [DataMove::Copy, DataMove::Persistent] {
+        let mut host = Host::new(data_move);
+        let guest = Guest::new(&host, "/disk", "w");
+        let mut front = guest.connect(&mut host);
+        let (page, list) = (page(&guest, 7), page(&guest, 0));
+        let ok = common::segment(page.gref(), 0, 7);
+        common::write_segments(&list, &[ok; 256]);
+        let sound = common::indirect(OP_WRITE, 1, 0, 256, &[list.gref()]);
+        assert_eq!(front.call(&mut host, &guest, sound), 0);
+        let bad = common::segment(page.gref(), 3, 8);
+        let none = common::segment(GrantRef(4000), 0, 7);
+        let rows = [
+            ("no segments", 0, list.gref(), ok, -1),
+            ("257 segments", 257, list.gref(), ok, -1),
+            ("65535 segments", 65535, list.gref(), ok, -1),
+            ("no such page of segments", 1, GrantRef(4000), ok, -1),
+            (
+                "a page of segments out of range",
+                1,
+                GrantRef(u32::MAX),
+                ok,
+                -1,
+            ),
+            ("last_sect 8", 255, list.gref(), bad, -1),
+            ("no such page", 255, list.gref(), none, -1),
+            ("good after all", 255, list.gref(), ok, 0),
+        ];
+        for (what, count, gref, last, status) in rows {
+            let mut segments = [ok; 256];
+            segments[254] = last;
+            common::write_segments(&list, &segments);
+            for operation in [OP_READ, OP_WRITE] {
+                let request = common::indirect(operation, 2, 0, count, &[gref]);
+                assert_eq!(front.call(&mut host, &guest, request), status, "{what}");
+            }
+        }
+        for operation in [2, 3, 5, 6, 255] {
+            let request = common::indirect(operation, 3, 0, 1, &[list.gref()]);
+            assert_eq!(front.call(&mut host, &guest, request), -1, "{operation}");
+        }
+        assert_eq!(guest.back_state(&host), "4");
+    }
+}
+
+#[test]
 fn a_read_only_disk_is_not_written() {
     let mut host = Host::new(DataMove::Copy);
     let guest = Guest::new(&host, "/disk", "r");
@@ -119,6 +160,7 @@ fn a_read_only_disk_is_not_written() {
     for (operation, status) in [
         (OP_WRITE, -1),
         (blkif::OP_FLUSH_DISKCACHE, -1),
+        (blkif::OP_WRITE_BARRIER, -1),
         (OP_READ, 0),
     ] {
         let request = request(operation, 1, 0, &[(page.gref(), 0, 7)]);
@@ -181,9 +223,12 @@ fn nonsense_in_the_store_ends_the_device_with_a_message() {
         ("event-channel", "x", "event-channel"),
         ("protocol", "arm-abi", "protocol"),
         ("multi-queue-num-queues", "0", "multi-queue"),
-        ("multi-queue-num-queues", "8", "multi-queue"),
+        ("multi-queue-num-queues", "9", "multi-queue"),
+        ("multi-queue-num-queues", "8", "queue-0/ring-ref"),
         ("multi-queue-num-queues", "many", "multi-queue"),
-        ("ring-page-order", "4", "ring-page-order"),
+        ("ring-page-order", "5", "ring-page-order"),
+        ("ring-page-order", "4", "ring-ref0"),
+        ("ring-page-order", "4294967295", "ring-page-order"),
         ("protocol", &"x".repeat(4096), "4096 bytes"),
     ];
     for (node, value, message) in rows {

@@ -9,7 +9,7 @@ use xen_sys::io::blkif::{OP_DISCARD, OP_FLUSH_DISKCACHE, OP_READ, OP_WRITE};
 
 #[test]
 fn what_is_written_is_read_back() {
-    for data_move in [DataMove::Copy, DataMove::Map] {
+    for data_move in [DataMove::Copy, DataMove::Persistent] {
         let mut host = Host::new(data_move);
         let guest = Guest::new(&host, "/disk", "w");
         let mut front = guest.connect(&mut host);
@@ -68,7 +68,7 @@ fn what_is_written_is_read_back() {
 }
 
 #[test]
-fn many_requests_in_flight_are_answered_in_order() {
+fn many_requests_in_flight_are_answered_in_any_order() {
     let mut host = Host::new(DataMove::Copy);
     let guest = Guest::new(&host, "/disk", "w");
     let mut front = guest.connect(&mut host);
@@ -79,9 +79,16 @@ fn many_requests_in_flight_are_answered_in_order() {
             front.send(&guest, request(OP_WRITE, id, id, &[(page.gref(), 0, 0)]));
         }
         host.settle();
-        for n in 0..32 {
-            assert_eq!(front.receive(), Some((round * 32 + n, OP_WRITE, 0)));
-        }
+        let mut order: Vec<u64> = (0..32)
+            .map(|_| front.receive().expect("answered"))
+            .map(|(id, operation, status)| {
+                assert_eq!((operation, status), (OP_WRITE, 0));
+                id - round * 32
+            })
+            .collect();
+        assert_ne!(order[0], 0, "the first is not the first to end");
+        order.sort_unstable();
+        assert_eq!(order, (0..32).collect::<Vec<u64>>());
     }
     assert_eq!(
         host.disk
@@ -96,12 +103,10 @@ fn many_requests_in_flight_are_answered_in_order() {
 
 #[test]
 fn a_failing_call_fails_one_request() {
-    use Call::{Copy, Map, Other};
+    use Call::{Copy, Other};
     let kinds = [
         (DataMove::Copy, Copy, OP_WRITE),
         (DataMove::Copy, Copy, OP_READ),
-        (DataMove::Map, Map, OP_WRITE),
-        (DataMove::Map, Map, OP_READ),
         (DataMove::Copy, Other("read"), OP_READ),
         (DataMove::Copy, Other("write"), OP_WRITE),
         (DataMove::Copy, Other("flush"), OP_FLUSH_DISKCACHE),
@@ -152,9 +157,15 @@ fn a_killed_backend_is_followed_by_one_that_goes_on() {
         host.restart();
         host.settle();
         assert_eq!(guest.back_state(&host), "4");
-        for n in 0..6 {
-            assert_eq!(front.receive(), Some((n, OP_WRITE, 0)), "round {round}");
-        }
+        let mut ids: Vec<u64> = (0..6)
+            .map(|_| front.receive().expect("answered"))
+            .map(|(id, operation, status)| {
+                assert_eq!((operation, status), (OP_WRITE, 0), "round {round}");
+                id
+            })
+            .collect();
+        ids.sort_unstable();
+        assert_eq!(ids, [0, 1, 2, 3, 4, 5], "round {round}");
     }
     assert!(
         host.log

@@ -39,7 +39,7 @@ fn with_disk(
 
 #[test]
 fn what_is_written_stands_in_the_image() {
-    for data_move in [DataMove::Copy, DataMove::Map] {
+    for data_move in [DataMove::Copy, DataMove::Persistent] {
         for seed in 0..12 {
             let outcome = with_disk(data_move, seed, 0, |disk, image| {
                 block::round_trip(disk, image, seed, 1)
@@ -64,7 +64,7 @@ fn a_backend_that_dies_loses_nothing() {
         let data_move = if seed % 2 == 0 {
             DataMove::Copy
         } else {
-            DataMove::Map
+            DataMove::Persistent
         };
         let outcome = with_disk(data_move, seed, 3, |disk, image| {
             block::round_trip(disk, image, seed, 1)
@@ -93,7 +93,7 @@ fn any_call_may_fail() {
         Call::Other("image write"),
         Call::Other("image flush"),
     ];
-    for data_move in [DataMove::Copy, DataMove::Map] {
+    for data_move in [DataMove::Copy, DataMove::Persistent] {
         for call in calls {
             let mut failures = 0;
             for nth in 1.. {
@@ -104,7 +104,7 @@ fn any_call_may_fail() {
                 failures += 1;
             }
             let used = match (call, data_move) {
-                (Call::Copy, DataMove::Map) => false,
+                (Call::Copy, DataMove::Persistent) => false,
                 // The image's flush is asked for once, the rest more often.
                 _ => true,
             };

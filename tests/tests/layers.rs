@@ -35,7 +35,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
 const WITH_PROGRAM: [&str; 5] = ["xen-backend", "blkback", "netback", "xenstored", "xlrs"];
 
 /// Crates that may hold `unsafe`, and why.
-const MAY_BE_UNSAFE: [(&str, &str); 12] = [
+const MAY_BE_UNSAFE: [(&str, &str); 13] = [
     ("xen-sys", "what its layouts promise may need unsafe impls"),
     ("xen-ring", "shared memory"),
     ("xen-hal", "a lease is shared memory"),
@@ -45,6 +45,10 @@ const MAY_BE_UNSAFE: [(&str, &str); 12] = [
     ("pvguest", "the guest kernel"),
     ("xen-backend", "fork and signals of a daemon"),
     ("xenstored", "fork and signals of a daemon"),
+    (
+        "blkback",
+        "io_uring, vectored transfers and a mapped file on guests' pages",
+    ),
     ("netback", "ioctls on TAP devices and bridges"),
     ("xlrs", "fork of the daemons it starts"),
     ("lab-agent", "the ioctl that feeds entropy"),

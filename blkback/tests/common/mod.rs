@@ -4,7 +4,9 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use blkback::{BlockDriver, DataMove, Identity, Inline, InlineConnection, Progress, Storage};
+use blkback::{
+    BlockDriver, DataMove, Identity, Inline, InlineConnection, Journals, Progress, Storage,
+};
 use xen_backend::Bus;
 use xen_backend::testing::MemoryStore;
 use xen_fake::{Call, Domain, Events, Faults, Foreign, Grants, World};
@@ -70,6 +72,7 @@ pub struct Host {
     pub bus: TestBus,
     pub log: Arc<Mutex<Vec<String>>>,
     data_move: DataMove,
+    journals: Journals,
 }
 
 impl Host {
@@ -78,7 +81,8 @@ impl Host {
         let disk = Arc::new(Mutex::new(vec![0; SECTORS as usize * 512]));
         let log = Arc::new(Mutex::new(Vec::new()));
         let store = MemoryStore::new();
-        let mut bus = make_bus(&world, &disk, &log, data_move);
+        let journals = Journals::default();
+        let mut bus = make_bus(&world, &disk, &log, data_move, &journals);
         bus.start(&store).unwrap();
         Host {
             world,
@@ -87,12 +91,19 @@ impl Host {
             bus,
             log,
             data_move,
+            journals,
         }
     }
 
     /// Kills the backend and starts another.
     pub fn restart(&mut self) {
-        self.bus = make_bus(&self.world, &self.disk, &self.log, self.data_move);
+        self.bus = make_bus(
+            &self.world,
+            &self.disk,
+            &self.log,
+            self.data_move,
+            &self.journals,
+        );
         self.bus.start(&self.store).unwrap();
     }
 
@@ -102,10 +113,10 @@ impl Host {
         loop {
             let mut more = self.bus.step(&self.store).unwrap();
             for (_, connection) in self.bus.connections_mut() {
-                let fired = connection.served().events().has_pending();
-                if fired || connection.progress() == Progress::More {
-                    more |= connection.step();
-                }
+                more |= connection.step_if(|queue| {
+                    let fired = queue.served().events().has_pending();
+                    fired || queue.progress() == Progress::More
+                });
             }
             self.bus.check(&self.store).unwrap();
             if !more {
@@ -124,13 +135,16 @@ fn make_bus(
     disk: &Arc<Mutex<Vec<u8>>>,
     log: &Arc<Mutex<Vec<String>>>,
     data_move: DataMove,
+    journals: &Journals,
 ) -> TestBus {
     let (disk, faults) = (disk.clone(), world.faults());
     let dom0 = world.dom0();
     let datapath = Inline::new(dom0.foreign(), move || dom0.events(), data_move);
+    // The last of what runs ends first.
+    let datapath = datapath.with(journals.clone(), || Box::new(|count| count - 1));
     let driver = BlockDriver::new(
         datapath,
-        Box::new(move |config| {
+        Arc::new(move |config| {
             let name = config.path.to_str().unwrap();
             if name == "/missing" {
                 return Err(io::Error::from_raw_os_error(2));
@@ -211,6 +225,7 @@ impl Guest {
         self.set(host, "ring-ref", &gref.to_string());
         self.set(host, "event-channel", &port.to_string());
         self.set(host, "protocol", "x86_64-abi");
+        self.set(host, "feature-persistent", "1");
         let ring = FrontRing::new(lease).unwrap();
         self.set(host, "state", "3");
         Front { ring, port }
@@ -282,7 +297,11 @@ impl Front {
         self.send(guest, request);
         host.settle();
         let (id, operation, status) = self.receive().expect("answered");
-        assert_eq!((id, operation), (request.id, request.operation));
+        let expected = match request.operation {
+            blkif::OP_INDIRECT => request.nr_segments,
+            other => other,
+        };
+        assert_eq!((id, operation), (request.id, expected));
         assert_eq!(self.receive(), None);
         status
     }
@@ -310,6 +329,48 @@ pub fn request(
             ..blkif::Segment::ZERO
         };
     }
+    request
+}
+
+/// A segment of an indirect request.
+pub fn segment(gref: GrantRef, first_sect: u8, last_sect: u8) -> blkif::Segment {
+    blkif::Segment {
+        gref,
+        first_sect,
+        last_sect,
+        ..blkif::Segment::ZERO
+    }
+}
+
+/// Puts segments into a page of them.
+pub fn write_segments(page: &Lease<Grants>, segments: &[blkif::Segment]) {
+    for (n, &segment) in segments.iter().enumerate() {
+        page.write(n * 8, segment);
+    }
+}
+
+/// A request whose segments are in pages of their own; it lies over an ordinary one.
+pub fn indirect(
+    operation: u8,
+    id: u64,
+    sector: u64,
+    count: u16,
+    grefs: &[GrantRef],
+) -> blkif::Request {
+    let mut indirect = blkif::RequestIndirect {
+        operation: blkif::OP_INDIRECT,
+        indirect_op: operation,
+        nr_segments: count,
+        id,
+        sector_number: sector,
+        ..blkif::RequestIndirect::ZERO
+    };
+    for (to, &gref) in indirect.indirect_grefs.iter_mut().zip(grefs) {
+        *to = gref;
+    }
+    let mut request = blkif::Request::ZERO;
+    let bytes = indirect.as_bytes();
+    request.as_bytes_mut()[..bytes.len()].copy_from_slice(bytes);
     request
 }
 

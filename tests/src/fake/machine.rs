@@ -4,10 +4,10 @@ use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use blkback::{BlockDriver, DataMove, Disk, Identity, Inline, Storage};
+use blkback::{BlockDriver, DataMove, Disk, Identity, Inline, Journals, Order, Storage};
 use pv_drivers::store::{StoreClient, Wire};
 use xen_backend::Bus;
-use xen_fake::{Call, Domain, Events, Faults, Foreign, Page, World};
+use xen_fake::{Call, Domain, Events, Faults, Foreign, Page, Schedule, World};
 use xen_hal::{Access, EventChannels, Permission, Result, Store, StoreError, StoreExt};
 use xen_sys::{DomId, Port};
 
@@ -28,6 +28,7 @@ pub struct Machine {
     pub store: DaemonClient,
     images: Images,
     data_move: DataMove,
+    journals: Journals,
     backend: Option<(DaemonClient, BlockBus)>,
 }
 
@@ -49,6 +50,7 @@ impl Machine {
             server,
             store,
             data_move,
+            journals: Journals::default(),
             backend: None,
         };
         machine.start_backend()?;
@@ -60,13 +62,21 @@ impl Machine {
         self.backend = None;
         let (images, dom0) = (self.images.clone(), self.world.dom0());
         let datapath = Inline::new(dom0.foreign(), move || dom0.events(), self.data_move);
+        // Jobs end in any order, but in the same one in each run.
+        let mut seed = 0;
+        let order = move || -> Order {
+            seed += 1;
+            let mut dice = Schedule::new(seed);
+            Box::new(move |count| dice.pick(count))
+        };
+        let datapath = datapath.with(self.journals.clone(), order);
         let open = move |disk: &Disk| -> io::Result<Arc<dyn Storage>> {
             let images = images.lock().unwrap_or_else(PoisonError::into_inner);
             let image = images.get(&*disk.path.to_string_lossy());
             let image = image.ok_or(io::ErrorKind::NotFound)?;
             Ok(Arc::new(image.clone()))
         };
-        let driver = BlockDriver::new(datapath, Box::new(open));
+        let driver = BlockDriver::new(datapath, Arc::new(open));
         let mut bus = Bus::new(driver, DomId::DOM0, |_line| {});
         let client = self.server.client();
         bus.start(&client)?;

@@ -201,6 +201,29 @@ impl<M: SharedMemory, Req: RingEntry, Rsp: RingEntry> BackRing<M, Req, Rsp> {
         Ok(back)
     }
 
+    /// Attaches to a ring whose last back end kept account of what it took: requests before `req_cons` are
+    /// known and are owed an answer unless they have one, those from there on are still to be popped.
+    pub fn resume(memory: M, req_cons: u32) -> Result<Self, PeerError> {
+        let mut back = Self::attach(memory)?;
+        let req_cons = Wrapping(req_cons);
+        let owed = req_cons - back.rsp_prod_private;
+        let published = back.ring.load(REQ_PROD) - back.rsp_prod_private;
+        if owed > published {
+            return Err(PeerError::IndexOutOfRange {
+                theirs: back.rsp_prod_private.0,
+                ours: req_cons.0,
+                capacity: back.ring.count,
+            });
+        }
+        back.req_cons = req_cons;
+        Ok(back)
+    }
+
+    /// The index that the next response will have.
+    pub fn next_response(&self) -> u32 {
+        self.rsp_prod_private.0
+    }
+
     /// How many slots the ring has.
     pub fn capacity(&self) -> u32 {
         self.ring.count

@@ -1,0 +1,319 @@
+//! An engine on io_uring, for plain files and block devices: one system call starts a batch of jobs, and the
+//! data goes straight between the file and the guest's pages.
+#![allow(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::Arc;
+use std::time::Duration;
+
+use io_uring::{IoUring, Probe, opcode, squeue, types};
+
+use crate::engine::{Done, Engine, Job, Woken, Work, perform};
+use crate::memory::total;
+use crate::storage::Storage;
+
+/// See the module.
+pub struct Uring {
+    ring: IoUring,
+    storage: Arc<dyn Storage>,
+    /// By token.
+    running: Vec<Option<Running>>,
+    count: usize,
+    done: VecDeque<Done>,
+    /// Entries that the kernel has not been shown.
+    queued: usize,
+    event: Armed,
+    stop: Armed,
+    calls: u64,
+}
+
+/// A job with what the kernel reads while it runs.
+struct Running {
+    job: Job,
+    /// Read by the kernel, not by us.
+    _iovecs: Vec<libc::iovec>,
+}
+
+// SAFETY: the addresses are those of the job's pieces, which are Send themselves.
+unsafe impl Send for Running {}
+
+/// A descriptor that is waited for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Armed {
+    #[default]
+    No,
+    Yes,
+    Fired,
+}
+
+/// Places in the table of registered files.
+const IMAGE: types::Fixed = types::Fixed(0);
+
+/// Names of entries that are no jobs.
+const EVENT: u64 = u64::MAX;
+const STOP: u64 = u64::MAX - 1;
+
+/// Entries that are shown to the kernel at once, at most.
+const ENTRIES: u32 = 128;
+
+impl Uring {
+    /// An engine for up to `jobs` jobs at a time on the file behind `storage`. `held` stays open, by the
+    /// kernel's own hand, until the last of them has ended, even if the process is killed. An error says that the kernel has no
+    /// io_uring, forbids it, or lacks a part of it. To be made by the thread that uses it.
+    pub fn new(
+        storage: Arc<dyn Storage>,
+        jobs: usize,
+        held: Option<BorrowedFd<'_>>,
+    ) -> io::Result<Uring> {
+        let file = storage.file().ok_or(io::ErrorKind::Unsupported)?;
+        let ring = Uring::build(jobs)?;
+        let mut probe = Probe::new();
+        ring.submitter().register_probe(&mut probe)?;
+        let needed = [
+            opcode::Readv::CODE,
+            opcode::Writev::CODE,
+            opcode::Read::CODE,
+            opcode::Write::CODE,
+            opcode::Fsync::CODE,
+            opcode::Fallocate::CODE,
+            opcode::PollAdd::CODE,
+        ];
+        if !needed.iter().all(|&code| probe.is_supported(code))
+            || !ring.params().is_feature_ext_arg()
+        {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
+        let mut files = vec![file.as_raw_fd()];
+        files.extend(held.map(|fd| fd.as_raw_fd()));
+        ring.submitter().register_files(&files)?;
+        Ok(Uring {
+            ring,
+            storage,
+            running: (0..jobs).map(|_| None).collect(),
+            count: 0,
+            done: VecDeque::new(),
+            queued: 0,
+            event: Armed::No,
+            stop: Armed::No,
+            calls: 0,
+        })
+    }
+
+    /// The best ring that the kernel gives: the flags are of Linux 6.1 and 5.19.
+    fn build(jobs: usize) -> io::Result<IoUring> {
+        let completions = (jobs as u32 + 2).next_power_of_two().max(2 * ENTRIES);
+        let base = || {
+            let mut builder = IoUring::builder();
+            builder.setup_clamp().setup_cqsize(completions);
+            builder
+        };
+        base()
+            .setup_single_issuer()
+            .setup_coop_taskrun()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .build(ENTRIES)
+            .or_else(|_| {
+                base()
+                    .setup_coop_taskrun()
+                    .setup_taskrun_flag()
+                    .build(ENTRIES)
+            })
+            .or_else(|_| base().build(ENTRIES))
+    }
+
+    fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
+        // SAFETY: what the entry names lives until its completion is taken: a job and its vectors stay in
+        // `running`, polls name nothing but a descriptor.
+        while unsafe { self.ring.submission().push(&entry) }.is_err() {
+            self.submit(0, None)?;
+        }
+        self.queued += 1;
+        Ok(())
+    }
+
+    /// Shows the kernel what is queued and waits for `want` completions.
+    fn submit(&mut self, want: usize, timeout: Option<Duration>) -> io::Result<()> {
+        self.calls += 1;
+        self.queued = 0;
+        let result = match timeout {
+            Some(time) => {
+                let time = types::Timespec::from(time);
+                let args = types::SubmitArgs::new().timespec(&time);
+                self.ring.submitter().submit_with_args(want, &args)
+            }
+            None => self.ring.submit_and_wait(want),
+        };
+        match result.map_err(|error| (error.raw_os_error(), error)) {
+            Ok(_) | Err((Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN), _)) => {
+                Ok(())
+            }
+            Err((_, error)) => Err(error),
+        }
+    }
+
+    fn begin(&mut self, job: Job) -> io::Result<()> {
+        let token = job.token;
+        let place = usize::from(token);
+        assert!(self.running[place].is_none(), "a token names one job");
+        let iovecs: Vec<libc::iovec> = job.data.iter().map(|piece| piece.iovec()).collect();
+        let entry = match (job.work, iovecs.as_slice()) {
+            (Work::Read, [one]) => {
+                opcode::Read::new(IMAGE, one.iov_base.cast(), one.iov_len as u32)
+                    .offset(job.offset)
+                    .build()
+            }
+            (Work::Write, [one]) => {
+                opcode::Write::new(IMAGE, one.iov_base.cast(), one.iov_len as u32)
+                    .offset(job.offset)
+                    .build()
+            }
+            (Work::Read, many) => opcode::Readv::new(IMAGE, many.as_ptr(), many.len() as u32)
+                .offset(job.offset)
+                .build(),
+            (Work::Write, many) => opcode::Writev::new(IMAGE, many.as_ptr(), many.len() as u32)
+                .offset(job.offset)
+                .build(),
+            (Work::Flush, _) => opcode::Fsync::new(IMAGE)
+                .flags(types::FsyncFlags::DATASYNC)
+                .build(),
+            (Work::Discard(len), _) => opcode::Fallocate::new(IMAGE, len)
+                .offset(job.offset)
+                .mode(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE)
+                .build(),
+        };
+        self.running[place] = Some(Running {
+            job,
+            _iovecs: iovecs,
+        });
+        self.count += 1;
+        self.push(entry.user_data(token.into()))
+    }
+
+    /// Takes all completions.
+    fn drain(&mut self) {
+        loop {
+            let next = self.ring.completion().next();
+            let Some(entry) = next else { return };
+            match entry.user_data() {
+                EVENT => self.event = Armed::Fired,
+                STOP => self.stop = Armed::Fired,
+                token => {
+                    let place = self.running.get_mut(token as usize);
+                    let Some(running) = place.and_then(Option::take) else {
+                        continue;
+                    };
+                    self.count -= 1;
+                    let job = running.job;
+                    let result = self.outcome(&job, entry.result());
+                    self.done.push_back(Done { job, result });
+                }
+            }
+        }
+    }
+
+    fn outcome(&mut self, job: &Job, result: i32) -> io::Result<()> {
+        let done = match (job.work, -result) {
+            (_, libc::EAGAIN | libc::EINTR) => 0,
+            // A hint, and the storage's own call knows what else may be said to it.
+            (Work::Discard(_), error) if error > 0 => 0,
+            (_, error) if error > 0 => return Err(io::Error::from_raw_os_error(error)),
+            (Work::Flush | Work::Discard(_), _) => return Ok(()),
+            (Work::Read | Work::Write, _) => result as usize,
+        };
+        if done > 0 && done == total(&job.data) {
+            return Ok(());
+        }
+        // A rest, which is rare: done on the spot.
+        self.calls += 1;
+        let mut skip = done;
+        let mut rest = Vec::new();
+        for piece in &job.data {
+            rest.extend(piece.after(skip.min(piece.len())));
+            skip = skip.saturating_sub(piece.len());
+        }
+        let rest = Job {
+            token: job.token,
+            work: job.work,
+            offset: job.offset + done as u64,
+            data: rest,
+        };
+        perform(&*self.storage, &rest)
+    }
+}
+
+impl Engine for Uring {
+    fn start(&mut self, job: Job) {
+        if self.begin(job).is_err() {
+            // The kernel takes nothing more; `kick` and `wait` will say so.
+        }
+    }
+
+    fn kick(&mut self) -> io::Result<()> {
+        match self.queued {
+            0 => Ok(()),
+            _ => self.submit(0, None),
+        }
+    }
+
+    fn finished(&mut self) -> Option<Done> {
+        if self.done.is_empty() {
+            self.drain();
+        }
+        self.done.pop_front()
+    }
+
+    fn wait(
+        &mut self,
+        event: BorrowedFd<'_>,
+        stop: BorrowedFd<'_>,
+        timeout: Option<Duration>,
+    ) -> io::Result<Woken> {
+        for (fd, name) in [(event, EVENT), (stop, STOP)] {
+            let armed = if name == EVENT {
+                &mut self.event
+            } else {
+                &mut self.stop
+            };
+            if *armed == Armed::No {
+                *armed = Armed::Yes;
+                let poll = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLIN as u32);
+                self.push(poll.build().user_data(name))?;
+            }
+        }
+        self.drain();
+        let fired = [self.event, self.stop].contains(&Armed::Fired);
+        let at_once = fired || !self.done.is_empty();
+        if !at_once || self.queued > 0 {
+            self.submit(usize::from(!at_once), timeout)?;
+            self.drain();
+        }
+        if self.stop == Armed::Fired {
+            self.stop = Armed::No;
+        }
+        let fired = self.event == Armed::Fired;
+        if fired {
+            self.event = Armed::No;
+        }
+        Ok(Woken { event: fired })
+    }
+
+    fn calls(&self) -> u64 {
+        self.calls
+    }
+}
+
+impl Drop for Uring {
+    fn drop(&mut self) {
+        while self.count > 0 {
+            self.drain();
+            if self.count > 0 && self.submit(1, None).is_err() {
+                // Whether they run is not known any more: their memory must stay.
+                std::mem::forget(std::mem::take(&mut self.running));
+                return;
+            }
+        }
+    }
+}
