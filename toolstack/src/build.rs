@@ -29,6 +29,8 @@ pub struct Built {
     pub store: (Mfn, Port),
     /// The console's ring and port.
     pub console: (Mfn, Port),
+    /// The page of start_info.
+    pub start_info: Mfn,
 }
 
 /// Fills the paused, empty domain `dom`, so that unpausing starts the guest.
@@ -122,6 +124,7 @@ pub fn build<C: DomainControl>(control: &C, dom: DomId, guest: &Prepared) -> Res
     Ok(Built {
         store: (frame(plan.store), store_port),
         console: (frame(plan.console), console_port),
+        start_info: frame(plan.start_info),
     })
 }
 

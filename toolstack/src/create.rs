@@ -1,19 +1,24 @@
 //! Creates guests: domain, memory, nodes, devices; all of it or nothing.
 
+use std::io;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use xen_hal::{CreateDomain, DomainControl, Store, StoreExt, XenbusState};
-use xen_sys::DomId;
+use xen_ring::SharedMemoryExt;
+use xen_sys::{DomId, Mfn};
 
 use crate::backends::{Class, Server};
 use crate::build::build;
 use crate::claims::Claims;
+use crate::config::DomainConfig;
 use crate::destroy;
 use crate::error::{Error, Kind, Result};
 use crate::index::{self, Answer};
 use crate::nodes::{self, Facts, Nic, Nodes, PhysicalDevice};
 use crate::os::{self, Interfaces, LoopDevice};
-use crate::prepare::{Disk, Prepared, Target};
+use crate::pool::Shell;
+use crate::prepare::{Disk, Guest, Prepared, Target};
 use crate::storage::Id;
 use crate::store::{Awaited, Look, StoreControl, find_among_all, wait_backends};
 use crate::times;
@@ -31,9 +36,41 @@ pub struct DomainGuard<'a, C: DomainControl, S: StoreControl> {
     dom: DomId,
     uuid: [u8; 16],
     mark: Option<Underway>,
+    /// The page of its start_info, once there is one.
+    start_info: Option<Mfn>,
 }
 
 impl<'a, C: DomainControl, S: StoreControl> DomainGuard<'a, C, S> {
+    fn new(control: &'a C, store: &'a S, dom: DomId, uuid: [u8; 16], mark: Underway) -> Self {
+        DomainGuard {
+            control,
+            store,
+            dom,
+            uuid,
+            mark: Some(mark),
+            start_info: None,
+        }
+    }
+
+    /// The page of its start_info, once there is one.
+    pub(crate) fn start_info(&self) -> Option<Mfn> {
+        self.start_info
+    }
+
+    /// The domain stays, as a shell with this file, which says so much about it.
+    ///
+    /// # Errors
+    /// The file system's; the domain goes.
+    pub(crate) fn become_shell(mut self, file: &Path, text: &str) -> io::Result<()> {
+        match self.mark.take() {
+            None => Ok(()),
+            Some(mark) => mark.become_file(file, text).map_err(|(mark, error)| {
+                self.mark = Some(mark);
+                error
+            }),
+        }
+    }
+
     /// The domain.
     pub fn dom(&self) -> DomId {
         self.dom
@@ -107,18 +144,13 @@ pub fn create_guarded<'a, C: DomainControl, S: StoreControl>(
     let dom = control
         .create(None, &specification(guest))
         .map_err(Error::hal("create a domain for", &guest.config.name))?;
-    let guard = DomainGuard {
-        control,
-        store,
-        dom,
-        uuid: guest.uuid,
-        mark: Some(mark),
-    };
+    let mut guard = DomainGuard::new(control, store, dom, guest.uuid, mark);
     times::mark("create domain");
     // From now on any later process knows whose this is.
     write_userdata(dom, guest)?;
     times::mark("userdata");
     let built = build(control, dom, guest)?;
+    guard.start_info = Some(built.start_info);
     interrupt::check()?;
     times::mark("build");
     let facts = Facts {
@@ -135,6 +167,83 @@ pub fn create_guarded<'a, C: DomainControl, S: StoreControl>(
         home.extend(index::guest(dom, &guest.config.name, &guest.disks));
     }
     home.write(store, None).map_err(declare_error(guest))?;
+    let loops = declare_devices(store, dom, guest, &servers)?;
+    times::mark("declare");
+
+    store
+        .introduce(dom, built.store.0, built.store.1)
+        .map_err(Error::store("introduce to the store daemon domain", dom))?;
+    times::mark("introduce");
+    connect_devices(store, dom, guest, loops)?;
+    interrupt::check()?;
+    Ok(guard)
+}
+
+/// Makes a guest of a shell that has been built before; as for [`create_guarded`], it is left paused, and
+/// goes with the guard until it is kept.
+///
+/// # Errors
+/// What failed; nothing is left behind, the shell neither.
+pub fn dress<'a, C: DomainControl, S: StoreControl>(
+    control: &'a C,
+    store: &'a S,
+    shell: Shell,
+    config: DomainConfig,
+) -> Result<DomainGuard<'a, C, S>> {
+    let (dom, uuid) = (shell.dom, shell.uuid);
+    let mut guard = DomainGuard::new(control, store, dom, uuid, shell.mark);
+    guard.start_info = Some(shell.start_info);
+    let guest = Guest::new(config, uuid)?;
+    guest.check_host()?;
+    let servers = Servers::find(store, &guest)?;
+    let _claims = claim(&guest)?;
+    let config = &guest.config;
+    let indexed = check_name(store, &config.name)?;
+    check_disks(store, &guest.disks, indexed)?;
+    times::mark("check");
+    write_userdata(dom, &guest)?;
+    times::mark("userdata");
+    if config.cmdline != shell.cmdline {
+        set_cmdline(control, dom, shell.start_info, &config.cmdline)?;
+    }
+    times::mark("command line of the guest");
+    let mut names = nodes::renamed(dom, &uuid, config, now());
+    if indexed {
+        names.extend(index::guest(dom, &config.name, &guest.disks));
+    }
+    names.write(store, None).map_err(declare_error(&guest))?;
+    let loops = declare_devices(store, dom, &guest, &servers)?;
+    times::mark("declare");
+    connect_devices(store, dom, &guest, loops)?;
+    interrupt::check()?;
+    Ok(guard)
+}
+
+/// Writes the command line into the start_info of a guest that has not started yet.
+fn set_cmdline(control: &impl DomainControl, dom: DomId, page: Mfn, cmdline: &str) -> Result<()> {
+    let failed = |step: &'static str| Error::hal(step, format!("domain {dom}"));
+    if cmdline.len() > pv_layout::CMDLINE_MAX {
+        let error = pv_layout::LayoutError::CommandLineTooLong { len: cmdline.len() };
+        return Err(Error::new("lay out", format!("domain {dom}"), error)
+            .kind(Kind::Invalid)
+            .hint("shorten cmdline= or extra="));
+    }
+    let memory = control
+        .map_frames(dom, &[page])
+        .map_err(failed("map start_info of"))?;
+    let mut text = [0; pv_layout::CMDLINE_MAX + 1];
+    text[..cmdline.len()].copy_from_slice(cmdline.as_bytes());
+    memory.write_bytes(pv_layout::CMDLINE_OFFSET, &text);
+    Ok(())
+}
+
+/// Writes the nodes of all devices at once: back ends look at them, and shall see all or nothing.
+fn declare_devices<S: StoreControl>(
+    store: &S,
+    dom: DomId,
+    guest: &Guest,
+    servers: &Servers,
+) -> Result<Vec<LoopDevice>> {
     let mut devices = Nodes::default();
     let mut loops = Vec::new();
     for disk in &guest.disks {
@@ -148,19 +257,21 @@ pub fn create_guarded<'a, C: DomainControl, S: StoreControl>(
         devices.extend(nodes::nic(dom, nic));
     }
     if !devices.0.is_empty() {
-        // Back ends do look, and shall see all or nothing.
         let devices = devices.compact();
         store.transaction(|store, tx| {
             let written = devices.write(store, Some(tx));
             written.map_err(declare_error(guest))
         })?;
     }
-    times::mark("declare");
+    Ok(loops)
+}
 
-    store
-        .introduce(dom, built.store.0, built.store.1)
-        .map_err(Error::store("introduce to the store daemon domain", dom))?;
-    times::mark("introduce");
+fn connect_devices<S: StoreControl>(
+    store: &S,
+    dom: DomId,
+    guest: &Guest,
+    loops: Vec<LoopDevice>,
+) -> Result<()> {
     wait_for_backends(store, dom, guest)?;
     times::mark("back ends");
     for nic in &guest.nics {
@@ -169,8 +280,7 @@ pub fn create_guarded<'a, C: DomainControl, S: StoreControl>(
     for device in loops {
         release_loop(dom, device)?;
     }
-    interrupt::check()?;
-    Ok(guard)
+    Ok(())
 }
 
 /// Who serves the guest's devices; `None` for a class it has none of.
@@ -179,7 +289,7 @@ struct Servers {
 }
 
 impl Servers {
-    fn find(store: &impl Store, guest: &Prepared) -> Result<Servers> {
+    fn find(store: &impl Store, guest: &Guest) -> Result<Servers> {
         let ask = |class: Class, wanted: bool| match wanted {
             true => class.server(store).map(Some),
             false => Ok(None),
@@ -211,12 +321,12 @@ fn now() -> (u64, u32) {
     (now.as_secs(), now.subsec_millis() / 10)
 }
 
-fn declare_error(guest: &Prepared) -> impl Fn(xs_wire::StoreError) -> Error + use<> {
+fn declare_error(guest: &Guest) -> impl Fn(xs_wire::StoreError) -> Error + use<> {
     let name = guest.config.name.clone();
     move |error| Error::store("declare to the store", &name)(error)
 }
 
-fn claim(guest: &Prepared) -> Result<Claims> {
+fn claim(guest: &Guest) -> Result<Claims> {
     let claims = Claims::begin()?;
     let name = &guest.config.name;
     claims.add(&format!("name {name}"), true, &format!("the name {name}"))?;
@@ -410,7 +520,7 @@ pub(crate) fn release_loop(dom: DomId, device: LoopDevice) -> Result<()> {
     )
 }
 
-fn write_userdata(dom: DomId, guest: &Prepared) -> Result<()> {
+fn write_userdata(dom: DomId, guest: &Guest) -> Result<()> {
     let json = userdata::libxl_json(&guest.config, &guest.uuid, &guest.nics);
     let text = userdata::libxl_text(&json);
     userdata::write(dom, &guest.uuid, Userdata::Libxl, &text)?;
@@ -418,7 +528,7 @@ fn write_userdata(dom: DomId, guest: &Prepared) -> Result<()> {
     userdata::write(dom, &guest.uuid, Userdata::Xlrs, &marks.encode())
 }
 
-fn wait_for_backends<S: StoreControl>(store: &S, dom: DomId, guest: &Prepared) -> Result<()> {
+fn wait_for_backends<S: StoreControl>(store: &S, dom: DomId, guest: &Guest) -> Result<()> {
     let disks = guest.disks.iter().map(|disk| Awaited {
         path: nodes::backend("vbd", dom, disk.config.number),
         what: format!("the back end of disk {}", disk.config.vdev),

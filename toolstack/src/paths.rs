@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 
 /// Pid files, and the lock on creating guests.
 pub const RUN: &str = "/run/xlrs";
+/// Shells, and which are wished for.
+pub const POOL: &str = "/run/xlrs/pool";
 /// What creations have for themselves while they last; in a folder of its own, which nobody watches.
 pub const CLAIMS: &str = "/run/xlrs/lock/claims";
 /// libxl's files about running guests, ours among them, and the lock on removing guests.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::fs;
+use std::ops::Deref;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 
 use pv_layout::{BootPlan, LayoutError};
@@ -18,23 +19,38 @@ pub const DEFAULT_BRIDGE: &str = "xenbr0";
 /// The largest packet if nothing says otherwise.
 const DEFAULT_MTU: u32 = 1500;
 
-/// A guest that is ready to be made.
+/// A guest whose devices are checked.
 #[derive(Debug)]
-pub struct Prepared {
+pub struct Guest {
     /// Its configuration.
     pub config: DomainConfig,
     /// Its UUID.
     pub uuid: [u8; 16],
+    /// Its disks, in the configuration's order.
+    pub disks: Vec<Disk>,
+    /// Its network cards.
+    pub nics: Vec<Nic>,
+}
+
+/// A guest that is ready to be made.
+#[derive(Debug)]
+pub struct Prepared {
+    /// All but what it boots.
+    pub guest: Guest,
     /// Its kernel, unpacked and checked.
     pub kernel: Kernel,
     /// Its ramdisk, open.
     pub ramdisk: Option<Ramdisk>,
     /// Where everything goes.
     pub plan: BootPlan,
-    /// Its disks, in the configuration's order.
-    pub disks: Vec<Disk>,
-    /// Its network cards.
-    pub nics: Vec<Nic>,
+}
+
+impl Deref for Prepared {
+    type Target = Guest;
+
+    fn deref(&self) -> &Guest {
+        &self.guest
+    }
 }
 
 /// A disk whose target exists.
@@ -103,18 +119,31 @@ impl Prepared {
             };
             return Err(layout_error(&config, &kernel, error));
         }
-        let disks = config.disks.iter().map(check_disk).collect::<Result<_>>()?;
-        let nics = name_nics(&config)?;
         let uuid = match config.uuid {
             Some(uuid) => uuid,
             None => uuid::make().map_err(|e| Error::system("make a UUID", "", &e))?,
         };
         Ok(Prepared {
-            config,
-            uuid,
+            guest: Guest::new(config, uuid)?,
             kernel,
             ramdisk,
             plan,
+        })
+    }
+}
+
+impl Guest {
+    /// Checks the devices that the configuration names.
+    ///
+    /// # Errors
+    /// The first that is missing or makes no sense.
+    pub fn new(mut config: DomainConfig, uuid: [u8; 16]) -> Result<Guest> {
+        whole_paths(&mut config)?;
+        let disks = config.disks.iter().map(check_disk).collect::<Result<_>>()?;
+        let nics = name_nics(&config)?;
+        Ok(Guest {
+            config,
+            uuid,
             disks,
             nics,
         })
@@ -156,8 +185,11 @@ pub(crate) fn check_nic(nic: &Nic) -> Result<()> {
     Ok(())
 }
 
-/// Back ends, and the supervisor that creates the guest again, are in other folders than we are.
-fn whole_paths(config: &mut DomainConfig) -> Result<()> {
+/// Makes paths whole: back ends, and the supervisor that creates the guest again, are in other folders than we are.
+///
+/// # Errors
+/// The folder that we are in cannot be told.
+pub fn whole_paths(config: &mut DomainConfig) -> Result<()> {
     let disks = config.disks.iter_mut().map(|disk| &mut disk.target);
     let files = [&mut config.kernel].into_iter().chain(&mut config.ramdisk);
     for path in files.chain(disks) {

@@ -5,7 +5,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::fs::FlockOperation;
 use xen_sys::DomId;
@@ -80,8 +80,59 @@ impl Underway {
 
     /// What was noted.
     pub fn noted(&self) -> Option<DomId> {
-        let text = fs::read_to_string(&self.path).ok()?;
+        let text = self.text()?;
         text.lines().next()?.parse().ok().map(DomId)
+    }
+
+    /// Takes a file that has become of a mark back: `None` if another process has been quicker.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub fn adopt(id: &[u8; 16], file: &Path) -> io::Result<Option<Underway>> {
+        let found = match lock(file, false) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other?,
+        };
+        let Some(mut mark) = found else {
+            return Ok(None);
+        };
+        let path = path(id);
+        // Whoever was quicker has renamed it and may be done with it, or be at work under its lock.
+        match fs::rename(file, &path) {
+            Ok(()) => mark.path = path,
+            Err(error) => {
+                mark.stays = true;
+                return match error.kind() {
+                    io::ErrorKind::NotFound => Ok(None),
+                    _ => Err(error),
+                };
+            }
+        }
+        Ok(Some(mark))
+    }
+
+    /// Becomes another file, which says so much; this is what [`adopt`](Self::adopt) takes back.
+    ///
+    /// # Errors
+    /// The file system's; the mark is then as before.
+    pub fn become_file(mut self, file: &Path, text: &str) -> Result<(), (Underway, io::Error)> {
+        let written = self
+            .locked
+            .set_len(0)
+            .and_then(|()| (&self.locked).write_all(text.as_bytes()))
+            .and_then(|()| fs::rename(&self.path, file));
+        match written {
+            Ok(()) => {
+                self.stays = true;
+                Ok(())
+            }
+            Err(error) => Err((self, error)),
+        }
+    }
+
+    /// What stands in the file.
+    pub fn text(&self) -> Option<String> {
+        fs::read_to_string(&self.path).ok()
     }
 
     /// The file stays: somebody else shall remove what could not be removed here.
@@ -148,7 +199,7 @@ fn path(id: &[u8; 16]) -> PathBuf {
     paths::at(paths::RUN).join(format!("{PREFIX}{}", uuid::format(id)))
 }
 
-fn lock(path: &PathBuf, create: bool) -> io::Result<Option<Underway>> {
+fn lock(path: &Path, create: bool) -> io::Result<Option<Underway>> {
     for _ in 0..TRIES {
         let file = OpenOptions::new()
             // Opened for writing: that it is closed, for whatever reason, is then told by inotify. Who only
@@ -167,7 +218,7 @@ fn lock(path: &PathBuf, create: bool) -> io::Result<Option<Underway>> {
         // Whoever had it before may have removed it: then it marks nothing.
         if file.metadata()?.nlink() > 0 {
             return Ok(Some(Underway {
-                path: path.clone(),
+                path: path.to_owned(),
                 locked: file,
                 stays: false,
             }));

@@ -3,20 +3,20 @@
 mod common;
 
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
 
 use common::{FakeStore, FakeXen, Faults, kernel_file};
 use xen_hal::{DomainControl, Store};
 use xen_sys::{DomId, GrantRef};
 use xlrs::claims::Claims;
 use xlrs::config::{Source, load};
-use xlrs::create::{create, create_guarded};
+use xlrs::create::{create, create_guarded, dress};
 use xlrs::destroy::destroy;
 use xlrs::prepare::Prepared;
 use xlrs::store::find_by_name;
 use xlrs::supervise::clear_unfinished;
 use xlrs::underway::{self, Underway};
-use xlrs::{Error, Kind, power};
+use xlrs::{Error, Kind, pool, power};
 
 /// A folder for all tests of this file, which takes the place of `/`.
 fn root() -> &'static Path {
@@ -43,6 +43,9 @@ fn prepared(name: &str, more: &str) -> Prepared {
     let (config, _) = load(&[source]).unwrap_or_else(|e| panic!("{e}"));
     Prepared::new(config).unwrap()
 }
+
+/// Held by tests in which marks lie about for a while: another would take them for leftovers.
+static MARKS: Mutex<()> = Mutex::new(());
 
 /// A disk for this test alone: others run at the same time.
 fn disk() -> String {
@@ -362,6 +365,7 @@ fn until_it_is_kept_a_guest_is_marked_and_goes_with_its_guard() {
 
 #[test]
 fn a_killed_creation_is_found_by_its_mark() {
+    let _alone = MARKS.lock().unwrap();
     root();
     let id = xlrs::uuid::make().unwrap();
     assert!(Underway::take_over(&id).unwrap().is_none());
@@ -417,11 +421,118 @@ fn dom0_is_not_asked_to_shut_down() {
 fn paths_hold_wherever_they_are_read_next() {
     root();
     let here = std::env::current_dir().unwrap();
-    let mut config = with_disk("paths").config;
+    let mut config = with_disk("paths").guest.config;
     // The tests run in the crate's folder, on a file of which a disk can be made.
     config.disks[0].target = "src/lib.rs".into();
     config.disks[0].writable = false;
     let guest = Prepared::new(config).unwrap();
     assert_eq!(guest.disks[0].config.target, here.join("src/lib.rs"));
     assert_eq!(guest.config.disks[0].target, here.join("src/lib.rs"));
+}
+
+#[test]
+fn a_guest_made_of_a_shell_is_like_any_other() {
+    let _alone = MARKS.lock().unwrap();
+    let (xen, store, faults) = host();
+    let like = prepared("like", "on_crash='preserve'\nmaxmem=32")
+        .config
+        .clone();
+    let wanted = |name: &str| {
+        let more = format!("maxmem=32\ncmdline='other'\ndisk=['{},raw,xvda,w']", disk());
+        prepared(name, &more).config.clone()
+    };
+    assert!(
+        pool::take(&xen, &like).unwrap().is_none(),
+        "there is none yet"
+    );
+    let before = store.dump();
+    pool::wish(like.clone(), 2).unwrap();
+    pool::fill(&xen, &store).unwrap();
+    assert_eq!((xen.domains().len(), pool::uuids().len()), (2, 2));
+    assert!(underway::all().iter().all(|id| !pool::uuids().contains(id)));
+    let mut unlike = like.clone();
+    unlike.vcpus = 2;
+    unlike.max_vcpus = 2;
+    assert!(pool::take(&xen, &unlike).unwrap().is_none());
+    unlike = like.clone();
+    unlike.uuid = Some([7; 16]);
+    assert!(pool::take(&xen, &unlike).unwrap().is_none());
+
+    let shell = pool::take(&xen, &wanted("one")).unwrap().unwrap();
+    let dom = dress(&xen, &store, shell, wanted("one")).unwrap().keep();
+    let twin = create(
+        &xen,
+        &store,
+        &Prepared::new(without_disks(wanted("two"))).unwrap(),
+    )
+    .unwrap();
+    let domain = xen.domain(dom);
+    let info = xen.walk(dom, domain.start.unwrap().rsi).unwrap();
+    assert_eq!(&xen.frame(info)[128..134], b"other\0");
+    // Its nodes are those of a guest that was created as a whole.
+    let nodes = |dom: DomId, name: &str| -> Vec<String> {
+        let id = xlrs::uuid::format(&xen.domain(dom).uuid);
+        let all = store
+            .dump()
+            .into_iter()
+            .filter(|line| !line.contains("vbd"));
+        all.filter(|line| line.contains(&format!("/{dom}/")) || line.contains(&id))
+            .filter(|line| {
+                !["ring-ref", "start_time", "domid", "frontend-id"]
+                    .iter()
+                    .any(|part| line.contains(part))
+            })
+            .map(|line| {
+                line.replace(&id, "ID")
+                    .replace(name, "NAME")
+                    .replace(&format!("/{dom}/"), "/D/")
+            })
+            .map(|line| line.replace(&format!("n{dom}]"), "nD]"))
+            .map(|line| line.replace(&format!("r{dom}]"), "rD]"))
+            .collect()
+    };
+    assert_eq!(nodes(dom, "one"), nodes(twin, "two"));
+    for dom in [dom, twin] {
+        destroy(&xen, &store, dom).unwrap();
+    }
+
+    // Whatever fails when one is dressed, it is gone; and the next takes its place.
+    let with_one = xen.domains().len();
+    assert_eq!(with_one, 1);
+    for n in 0.. {
+        pool::fill(&xen, &store).unwrap();
+        assert_eq!(xen.domains().len(), 2, "call {n}");
+        faults.fail(n);
+        let made = pool::take(&xen, &wanted("faulty-shell")).and_then(|shell| {
+            dress(&xen, &store, shell.unwrap(), wanted("faulty-shell")).map(|guard| guard.keep())
+        });
+        let failed = faults.has_failed();
+        faults.stop();
+        match made {
+            Ok(dom) => destroy(&xen, &store, dom).unwrap(),
+            Err(error) => assert!(
+                error.to_string().contains("EIO") && error.hint.is_some(),
+                "{n}: {error}"
+            ),
+        }
+        clear_unfinished(&xen, &store);
+        assert_eq!(
+            (xen.domains().len(), pool::uuids().len()),
+            (1, 1),
+            "call {n}"
+        );
+        if !failed {
+            assert!(n > 20, "{n} calls");
+            break;
+        }
+    }
+    pool::wish(like, 0).unwrap();
+    pool::fill(&xen, &store).unwrap();
+    assert_eq!((xen.domains(), store.dump()), (vec![], before));
+    assert_eq!(pool::uuids(), Vec::<[u8; 16]>::new());
+}
+
+fn without_disks(mut config: xlrs::config::DomainConfig) -> xlrs::config::DomainConfig {
+    config.disks.clear();
+    config
 }

@@ -13,9 +13,10 @@ use common::{FakeStore, FakeXen, Faults, kernel_file};
 use serde::{Deserialize, Serialize};
 use xen_hal::{DomainControl, Store};
 use xen_sys::DomId;
-use xlrs::config::{Source, load};
-use xlrs::create::create;
+use xlrs::config::{DomainConfig, Source, load};
+use xlrs::create::{create, dress};
 use xlrs::destroy::destroy;
+use xlrs::pool;
 use xlrs::prepare::Prepared;
 use xlrs::supervise::{self, clear_gone, clear_unfinished};
 
@@ -35,6 +36,10 @@ enum Deed {
     Destroy,
     /// Of a guest that a stock xl has made: there is no file of ours about it.
     DestroyForeign,
+    /// Of a shell of the pool.
+    Dress,
+    /// Of a shell.
+    FillPool,
 }
 
 #[derive(Clone, Serialize, Deserialize)]
@@ -61,7 +66,13 @@ fn killed_anywhere_nothing_is_left_behind() {
     xlrs::paths::set_root(&root);
     kernel_file(&root);
     std::fs::write(root.join("disk"), [0; 4096]).unwrap();
-    for deed in [Deed::Create, Deed::Destroy, Deed::DestroyForeign] {
+    for deed in [
+        Deed::Create,
+        Deed::Destroy,
+        Deed::DestroyForeign,
+        Deed::Dress,
+        Deed::FillPool,
+    ] {
         for indexed in [false, true] {
             let mut n = 0;
             loop {
@@ -118,10 +129,23 @@ fn kill_and_look(order: &Order) -> bool {
     }
     clear_unfinished(&xen, &store);
     clear_gone(&xen, &store, &xen.list().unwrap());
+    if matches!(order.deed, Deed::Dress | Deed::FillPool) {
+        // A shell that is whole goes on being one; now there shall be none any more.
+        assert!(xen.domains().len() <= 1, "{about}");
+        assert_eq!(
+            xen.domains().len() - usize::from(!left.killed && order.deed == Deed::Dress),
+            pool::uuids().len(),
+            "{about}"
+        );
+        pool::wish(config(&order.root), 0).unwrap();
+        pool::fill(&xen, &store).unwrap();
+    }
     let empty = FakeStore::new(Faults::default());
     furnish(&empty, order);
     let untouched = order.deed != Deed::Create && xen.domains().len() == 1;
-    if untouched || order.deed == Deed::Create && !left.killed {
+    let done = !left.killed && matches!(order.deed, Deed::Create | Deed::Dress);
+    let untouched = untouched && matches!(order.deed, Deed::Destroy | Deed::DestroyForeign);
+    if untouched || done {
         // It was killed before it began, or had done its work: the next command finds a whole guest.
         assert!(
             !left.killed || store.nodes() == left.nodes,
@@ -186,16 +210,13 @@ fn obey(order: &Order) {
     let world = Rc::new((FakeXen::new(faults.clone()), FakeStore::new(faults.clone())));
     let (xen, store) = &*world;
     furnish(store, order);
-    let root = order.root.display();
-    let text = format!(
-        "name='web'\nuuid='{UUID}'\nkernel='{root}/kernel'\nmemory=16\ndisk=['{root}/disk,raw,xvda,w']"
-    );
-    let source = Source {
-        name: "test.cfg".into(),
-        text,
-    };
-    let (config, _) = load(&[source]).unwrap();
-    let guest = Prepared::new(config).unwrap();
+    let mut config = config(&order.root);
+    if matches!(order.deed, Deed::Dress | Deed::FillPool) {
+        pool::wish(config.clone(), 1).unwrap();
+    } else {
+        config.uuid = xlrs::uuid::parse(UUID);
+    }
+    let guest = Prepared::new(config.clone()).unwrap();
     let leave = {
         let (world, root) = (world.clone(), order.root.clone());
         move |killed| {
@@ -218,6 +239,15 @@ fn obey(order: &Order) {
     if order.deed == Deed::Create {
         faults.end_at(order.kill_at, move || end(true));
         create(xen, store, &guest).unwrap();
+    } else if order.deed == Deed::FillPool {
+        faults.end_at(order.kill_at, move || end(true));
+        pool::fill(xen, store).unwrap();
+    } else if order.deed == Deed::Dress {
+        pool::fill(xen, store).unwrap();
+        config.cmdline = "another".into();
+        faults.end_at(order.kill_at, move || end(true));
+        let shell = pool::take(xen, &config).unwrap().unwrap();
+        dress(xen, store, shell, config).unwrap().keep();
     } else {
         let dom = create(xen, store, &guest).unwrap();
         if order.deed == Deed::DestroyForeign {
@@ -227,4 +257,15 @@ fn obey(order: &Order) {
         destroy(xen, store, dom).unwrap();
     }
     leave(false);
+}
+
+fn config(root: &Path) -> DomainConfig {
+    let root = root.display();
+    let text =
+        format!("name='web'\nkernel='{root}/kernel'\nmemory=16\ndisk=['{root}/disk,raw,xvda,w']");
+    let source = Source {
+        name: "test.cfg".into(),
+        text,
+    };
+    load(&[source]).unwrap().0
 }

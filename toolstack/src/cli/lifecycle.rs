@@ -9,7 +9,7 @@ use xlrs::interrupt::Held;
 use xlrs::prepare::Prepared;
 use xlrs::store::find_domain;
 use xlrs::{
-    Error, Kind, Result, create as creation, destroy as removal, power, times, userdata, uuid,
+    Error, Kind, Result, create as creation, destroy as removal, pool, power, times, userdata, uuid,
 };
 
 use super::check;
@@ -223,11 +223,16 @@ fn start(config: xlrs::config::DomainConfig, paused: bool, console: bool) -> Res
     times::mark("hypervisor");
     let store = super::store()?;
     times::mark("store");
-    let guest = Prepared::new(config)?;
-    times::mark("prepare");
     // Up to here there is nothing to clean up.
     let held = Held::begin()?;
-    let guard = creation::create_guarded(&control, &store, &guest)?;
+    let guard = match pool::take(&control, &config)? {
+        Some(shell) => creation::dress(&control, &store, shell, config)?,
+        None => {
+            let guest = Prepared::new(config)?;
+            times::mark("prepare");
+            creation::create_guarded(&control, &store, &guest)?
+        }
+    };
     let dom = guard.dom();
     let start = || match paused {
         true => Ok(()),
@@ -313,9 +318,10 @@ fn ask(domain: Option<&String>, wait: u8, word: &str, request: power::Request) -
         Some(word) => vec![find_domain(&store, word)?],
         None => {
             let list = control.list().map_err(Error::hal("list the domains", ""))?;
+            let shells = pool::uuids();
             list.iter()
+                .filter(|info| info.dom.0 != 0 && !shells.contains(&info.uuid))
                 .map(|info| info.dom)
-                .filter(|dom| dom.0 != 0)
                 .collect()
         }
     };

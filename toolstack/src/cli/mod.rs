@@ -11,6 +11,7 @@ mod lifecycle;
 mod list;
 mod manage;
 mod memory;
+mod pool;
 mod pools;
 mod sched;
 mod store;
@@ -160,6 +161,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Write shell completions or manual pages
     Docs(docs::DocsArgs),
+    /// Keep shells ready that make creating guests faster
+    Pool(pool::PoolArgs),
     /// Run the console daemon
     #[command(hide = true)]
     ServeConsole(host::ConsoleDaemonArgs),
@@ -346,6 +349,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::SetParameters(args) => manage::set_parameters(&args),
         Command::Store(args) => store::store(args),
         Command::Host(args) => host::host(&args),
+        Command::Pool(args) => pool::pool(&args),
         Command::Check(args) => check::check(&args),
         Command::Docs(args) => docs::docs(&args),
         Command::ServeConsole(args) => Ok(host::console_daemon(&args)),

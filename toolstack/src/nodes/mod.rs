@@ -262,13 +262,24 @@ pub fn guest(facts: &Facts<'_>) -> Nodes {
         n.put(format!("{vm}/image/ramdisk"), ramdisk.display().to_string());
     }
     n.put(format!("{vm}/image/cmdline"), &*config.cmdline);
-    let (seconds, centiseconds) = facts.now;
-    n.put(
-        format!("{vm}/start_time"),
-        format!("{seconds}.{centiseconds:02}"),
-    );
+    n.put(format!("{vm}/start_time"), start_time(facts.now));
     n.extend(console(facts));
     n
+}
+
+/// What is other in a guest that was made of a shell.
+pub fn renamed(dom: DomId, uuid: &[u8; 16], config: &DomainConfig, now: (u64, u32)) -> Nodes {
+    let (home, vm) = (home(dom), vm(uuid));
+    let mut n = Nodes::default();
+    n.put(format!("{home}/name"), &*config.name);
+    n.put(format!("{vm}/name"), &*config.name);
+    n.put(format!("{vm}/image/cmdline"), &*config.cmdline);
+    n.put(format!("{vm}/start_time"), start_time(now));
+    n
+}
+
+fn start_time((seconds, centiseconds): (u64, u32)) -> String {
+    format!("{seconds}.{centiseconds:02}")
 }
 
 /// The console. Its back end is the console daemon, which looks at nothing but the front end; what libxl

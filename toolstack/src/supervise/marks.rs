@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Action, DomainConfig, Events};
-use crate::prepare::Prepared;
+use crate::prepare::Guest;
 use xen_hal::ShutdownReason;
 
 /// A guest's marks: that it is ours, and how it was to be.
@@ -19,7 +19,7 @@ pub struct Marks {
 
 impl Marks {
     /// Those of a guest.
-    pub fn of(guest: &Prepared) -> Marks {
+    pub fn of(guest: &Guest) -> Marks {
         let mut config = guest.config.clone();
         config.uuid = Some(guest.uuid);
         for (nic, named) in config.nics.iter_mut().zip(&guest.nics) {

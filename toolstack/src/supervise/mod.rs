@@ -22,7 +22,7 @@ use crate::prepare::Prepared;
 use crate::store::StoreControl;
 use crate::underway::{self, Underway};
 use crate::userdata::{self, Userdata};
-use crate::{attach, create, destroy, paths, uuid};
+use crate::{attach, create, destroy, paths, pool, uuid};
 
 use indexer::Indexer;
 pub use marks::{Marks, action};
@@ -31,6 +31,8 @@ pub use marks::{Marks, action};
 pub const NODE: &str = "/tool/xlrs/supervisor";
 /// How long the kernel may take to unlock the file of a process that has ended.
 const UNLOCK: Duration = Duration::from_millis(100);
+/// How long a shell may be missing: whoever has taken it shall not be held up by the making of the next.
+const POOL_DELAY: Duration = Duration::from_millis(500);
 /// How long news about names and disks may wait, so that a creation is not held up by the index.
 const INDEX_DELAY: Duration = Duration::from_millis(50);
 /// A guest that ends sooner than this after it was created is not created again: it would go on for ever.
@@ -60,6 +62,7 @@ pub fn serve<C: DomainControl, S: StoreControl + AsFd>(
     store.write_display(None, NODE, &std::process::id())?;
     ready.announce()?;
     let mut index_due: Option<Instant> = None;
+    let mut pool_due = Some(Instant::now());
     loop {
         let mut released = false;
         while let Some(event) = store.next_event()? {
@@ -71,6 +74,10 @@ pub fn serve<C: DomainControl, S: StoreControl + AsFd>(
         if due {
             index_due = None;
         }
+        if released {
+            // There may be memory for more shells.
+            pool_due = pool_due.or_else(|| Some(Instant::now() + POOL_DELAY));
+        }
         if released || due {
             supervisor.look_around(due)?;
             // What came meanwhile is looked at before waiting.
@@ -81,10 +88,20 @@ pub fn serve<C: DomainControl, S: StoreControl + AsFd>(
             PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN),
             PollFd::new(&killed, PollFlags::IN),
         ];
+        if pool_due.is_some_and(|due| due <= Instant::now()) {
+            pool_due = None;
+            if let Err(error) = pool::fill(control, store) {
+                daemon::log(&format!("the pool of shells: {error}"));
+            }
+            continue;
+        }
+        let until =
+            |due: Option<Instant>| due.map(|due| due.saturating_duration_since(Instant::now()));
         let waits = [
             // The kernel tells that a file is closed just before it unlocks it.
             at_work.then_some(UNLOCK),
-            index_due.map(|due| due.saturating_duration_since(Instant::now())),
+            until(index_due),
+            until(pool_due),
         ];
         let limit = waits.into_iter().flatten().min().map(|wait| Timespec {
             tv_sec: 0,
@@ -100,7 +117,9 @@ pub fn serve<C: DomainControl, S: StoreControl + AsFd>(
         }
         if ready == 0 || !fds[2].revents().is_empty() {
             // What is told matters not, only that something is.
-            let _ = rustix::io::read(&killed, &mut [0; 4096]);
+            if rustix::io::read(&killed, &mut [0; 4096]).is_ok() {
+                pool_due = Some(Instant::now() + POOL_DELAY);
+            }
             at_work = clear_unfinished(control, store);
         }
     }
@@ -113,15 +132,22 @@ fn watch_creations() -> Result<OwnedFd, Failure> {
     let folder = paths::at(paths::RUN);
     let failed = |error: std::io::Error| format!("watch {}: {error}", folder.display());
     fs::create_dir_all(&folder).map_err(failed)?;
-    let watch = || {
+    let watch = || -> std::io::Result<OwnedFd> {
         let flags = inotify::CreateFlags::CLOEXEC | inotify::CreateFlags::NONBLOCK;
         let fd = inotify::init(flags)?;
         // Creations that end well remove their files first, which are then of no interest.
         let what = inotify::WatchFlags::CLOSE_WRITE | inotify::WatchFlags::EXCL_UNLINK;
         inotify::add_watch(&fd, &folder, what)?;
+        // Wishes come and go, shells are taken.
+        let pool = paths::at(paths::POOL);
+        fs::create_dir_all(&pool)?;
+        let what = inotify::WatchFlags::MOVED_TO
+            | inotify::WatchFlags::MOVED_FROM
+            | inotify::WatchFlags::DELETE;
+        inotify::add_watch(&fd, &pool, what)?;
         Ok(fd)
     };
-    watch().map_err(|error: rustix::io::Errno| failed(error.into()).into())
+    watch().map_err(|error| failed(error).into())
 }
 
 struct Supervisor<'a, C, S> {

@@ -28,7 +28,7 @@ pub use error::LayoutError;
 pub use image::{LoadSegment, PvImage};
 pub use notes::XenNotes;
 pub use plan::{BootPlan, Initrd, P2mPlace, Region};
-pub use start_info::{CMDLINE_MAX, START_INFO_SIZE, StartInfo};
+pub use start_info::{CMDLINE_MAX, CMDLINE_OFFSET, START_INFO_SIZE, StartInfo};
 pub use tables::{Mapping, PageTables, TableRun};
 
 /// Largest kernel image that is looked at, unpacked: 512 MiB, far above any PV kernel.

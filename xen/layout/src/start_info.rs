@@ -12,7 +12,8 @@ pub const CMDLINE_MAX: usize = 1023;
 /// The initrd is told by its pfn (`SIF_MOD_START_PFN`, xen.h).
 const SIF_MOD_START_PFN: u32 = 1 << 3;
 
-const CMDLINE_AT: usize = 128;
+/// Where the command line stands in start_info.
+pub const CMDLINE_OFFSET: usize = 128;
 
 /// What start_info says. Offsets: magic @0, nr_pages @32, shared_info @40, flags @48, store_mfn @56,
 /// store_evtchn @64, console.domU.mfn @72, console.domU.evtchn @80, pt_base @88, nr_pt_frames @96,
@@ -78,7 +79,7 @@ impl StartInfo<'_> {
             }
         }
         out[..14].copy_from_slice(b"xen-3.0-x86_64");
-        out[CMDLINE_AT..CMDLINE_AT + cmdline.len()].copy_from_slice(cmdline);
+        out[CMDLINE_OFFSET..CMDLINE_OFFSET + cmdline.len()].copy_from_slice(cmdline);
         Ok(out)
     }
 }
