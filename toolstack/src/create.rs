@@ -129,6 +129,24 @@ pub fn create_guarded<'a, C: DomainControl, S: StoreControl>(
     store: &'a S,
     guest: &Prepared,
 ) -> Result<DomainGuard<'a, C, S>> {
+    create_as(control, store, guest, true)
+}
+
+/// As [`create_guarded`], for a shell: it stands in no index by the name that it will not keep.
+pub(crate) fn create_shell<'a, C: DomainControl, S: StoreControl>(
+    control: &'a C,
+    store: &'a S,
+    guest: &Prepared,
+) -> Result<DomainGuard<'a, C, S>> {
+    create_as(control, store, guest, false)
+}
+
+fn create_as<'a, C: DomainControl, S: StoreControl>(
+    control: &'a C,
+    store: &'a S,
+    guest: &Prepared,
+    keeps_name: bool,
+) -> Result<DomainGuard<'a, C, S>> {
     guest.check_host()?;
     let servers = Servers::find(store, guest)?;
     // Two that are created at once must not have the same name or disk.
@@ -163,7 +181,7 @@ pub fn create_guarded<'a, C: DomainControl, S: StoreControl>(
     };
     // Nobody looks at the nodes of a domain that is not introduced: no transaction is needed for them.
     let mut home = nodes::guest(&facts).compact();
-    if indexed {
+    if indexed && keeps_name {
         home.extend(index::guest(dom, &guest.config.name, &guest.disks));
     }
     home.write(store, None).map_err(declare_error(guest))?;

@@ -15,7 +15,7 @@ use xen_sys::{DomId, Mfn};
 
 use crate::claims::{Claims, sum};
 use crate::config::DomainConfig;
-use crate::create::create_guarded;
+use crate::create::create_shell;
 use crate::error::{Error, Kind, Result};
 use crate::prepare::{self, Prepared};
 use crate::store::StoreControl;
@@ -311,7 +311,7 @@ fn make<C: DomainControl, S: StoreControl>(
     config.uuid = Some(id);
     config.name = format!("{NAME_PREFIX}{}", &text[..8]);
     let guest = Prepared::new(config)?;
-    let guard = create_guarded(control, store, &guest)?;
+    let guard = create_shell(control, store, &guest)?;
     let dom = guard.dom();
     let file = folder().join(format!("{fit}.{text}"));
     let failed = |e: &io::Error| Error::system("keep the shell", file.display(), e);
