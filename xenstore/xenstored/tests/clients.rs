@@ -1,70 +1,18 @@
 //! xs-client's blocking side on the daemon itself: threads on one connection, watches as iterators,
 //! transactions that conflict, a daemon that ends and comes back.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+mod program;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use xen_hal::{Store, StoreLink};
 use xen_sys::Errno;
-use xs_client::{Connection, Reconnecting, Retry, TransactionError, transaction};
+use xs_client::{Reconnecting, Retry, TransactionError, transaction};
 use xs_wire::{Request, StoreError};
 
-const LONG: Duration = Duration::from_secs(20);
-
-/// A daemon in a folder of its own; both go when it is dropped.
-struct Daemon {
-    folder: PathBuf,
-    child: Child,
-}
-
-impl Daemon {
-    fn start(name: &str) -> Daemon {
-        let folder = std::env::temp_dir().join(format!("clients-{}-{name}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        let child = spawn(&folder);
-        Daemon { folder, child }
-    }
-
-    fn socket(&self) -> PathBuf {
-        self.folder.join("socket")
-    }
-
-    fn connect(&self) -> Connection {
-        Connection::open(&self.socket()).unwrap()
-    }
-
-    fn kill(&mut self) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
-    }
-}
-
-fn spawn(folder: &Path) -> Child {
-    let socket = folder.join("socket");
-    let child = Command::new(env!("CARGO_BIN_EXE_xenstored"))
-        .args(["--no-fork", "--no-xen", "--socket"])
-        .arg(&socket)
-        .spawn()
-        .unwrap();
-    let begun = Instant::now();
-    while Connection::open(&socket).is_err() {
-        assert!(begun.elapsed() < LONG, "it does not come up");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    child
-}
-
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        // It may have been killed already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        let _ = std::fs::remove_dir_all(&self.folder);
-    }
-}
+use program::{Daemon, LONG, spawn};
 
 #[test]
 fn threads_share_a_connection() {
@@ -197,9 +145,10 @@ fn a_daemon_that_comes_back() {
         std::thread::sleep(Duration::from_millis(50));
         spawn(&folder)
     });
-    // Its tree is empty again: the answer is of the new daemon.
-    assert_eq!(store.read(None, "/n").unwrap_err().errno, Errno::ENOENT);
+    let answer = store.read(None, "/n");
     daemon.child = restarted.join().unwrap();
+    // Its tree is empty again: the answer is of the new daemon.
+    assert_eq!(answer.unwrap_err().errno, Errno::ENOENT);
     assert_eq!(store.renewals(), 1);
     let stale = store.write(Some(tx), "/n", b"x").unwrap_err();
     assert_eq!(stale.errno, Errno::EAGAIN);

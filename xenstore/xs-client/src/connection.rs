@@ -79,6 +79,11 @@ impl Connection {
         }
     }
 
+    /// The descriptor of a connection on which nothing is under way.
+    pub(crate) fn into_fd(self) -> OwnedFd {
+        self.fd
+    }
+
     /// Sets how long a request may wait for its reply before it fails with ETIMEDOUT.
     pub fn set_timeout(&self, timeout: Duration) {
         self.state().timeout = timeout;
