@@ -108,7 +108,7 @@ fn serve_world<W: StoreWorld>(
     open: impl FnOnce(Option<OwnedFd>, &[(Port, DomId)]) -> Result<W, String>,
 ) -> Result<(), Failure> {
     let stop = os::stop_signals()?;
-    let place = if options.live_update {
+    let mut place = if options.live_update {
         go_on(options, open)?
     } else {
         let mut place = begin(options, kept, open)?;
@@ -117,6 +117,7 @@ fn serve_world<W: StoreWorld>(
         place.daemon.keep_listener(place.socket.as_fd());
         place
     };
+    place.daemon.set_event_timeout(options.timeout.unwrap_or(0));
     let mut server = Server::new(place.daemon, place.socket, stop.as_fd())?;
     loop {
         match server.run()? {

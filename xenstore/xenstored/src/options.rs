@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use crate::core::limits::Limits;
+use crate::core::limits::{Limits, Quota, SOFT};
 
 /// The xlrs store daemon
 #[derive(Debug, Parser)]
@@ -52,7 +52,7 @@ pub struct Options {
     pub entry_nb: Option<u32>,
     /// Bytes that a guest's node may have
     #[arg(short = 'S', long, value_name = "BYTES")]
-    pub entry_size: Option<usize>,
+    pub entry_size: Option<u32>,
     /// Watches that a guest may have
     #[arg(short = 'W', long, value_name = "N")]
     pub watch_nb: Option<u32>,
@@ -61,7 +61,20 @@ pub struct Options {
     pub transaction: Option<u32>,
     /// Entries that a guest's permission list may have
     #[arg(short = 'A', long, value_name = "N")]
-    pub perm_nb: Option<usize>,
+    pub perm_nb: Option<u32>,
+    /// Bytes that a path of a guest's may have
+    #[arg(short = 'M', long, value_name = "BYTES")]
+    pub path_max: Option<u32>,
+    /// Set a quota: nodes, watches, outstanding, memory, transactions, transaction-nodes, permissions, path-max or node-size;
+    /// 0 lifts it
+    #[arg(short = 'Q', long, value_name = "NAME=N", value_parser = parse_quota)]
+    pub quota: Vec<(&'static str, u32)>,
+    /// Set a quota of which the log tells: memory
+    #[arg(short = 'q', long, value_name = "NAME=N", value_parser = parse_soft_quota)]
+    pub quota_soft: Vec<(&'static str, u32)>,
+    /// Forget events that a guest has not taken for so long (watch-event); without, they wait as long as they fit
+    #[arg(short = 'w', long, value_name = "watch-event=SECONDS", value_parser = parse_timeout)]
+    pub timeout: Option<u32>,
     /// Go on in the place of the daemon that this process was until now, from the state that it has left; it starts
     /// this program so
     #[arg(short = 'U', long)]
@@ -90,14 +103,6 @@ struct Ignored {
     verbose: bool,
     #[arg(short = 'T', long, hide = true)]
     trace_file: Option<String>,
-    #[arg(short = 'M', long, hide = true)]
-    path_max: Option<String>,
-    #[arg(short = 'Q', long, hide = true)]
-    quota: Vec<String>,
-    #[arg(short = 'q', long, hide = true)]
-    quota_soft: Vec<String>,
-    #[arg(short = 'w', long, hide = true)]
-    timeout: Vec<String>,
     #[arg(short = 'm', long, hide = true)]
     master_domid: Option<String>,
     #[arg(short = 'p', long, hide = true)]
@@ -120,15 +125,23 @@ impl Options {
 
     /// What guests may use.
     pub fn limits(&self) -> Limits {
-        let default = Limits::default();
-        Limits {
-            nodes: self.entry_nb.unwrap_or(default.nodes),
-            node_size: self.entry_size.unwrap_or(default.node_size),
-            watches: self.watch_nb.unwrap_or(default.watches),
-            transactions: self.transaction.unwrap_or(default.transactions),
-            permissions: self.perm_nb.unwrap_or(default.permissions),
-            ..default
+        let mut limits = Limits::default();
+        for (slot, value) in [
+            (&mut limits.nodes, self.entry_nb),
+            (&mut limits.node_size, self.entry_size),
+            (&mut limits.watches, self.watch_nb),
+            (&mut limits.transactions, self.transaction),
+            (&mut limits.permissions, self.perm_nb),
+            (&mut limits.path_max, self.path_max),
+        ] {
+            *slot = value.unwrap_or(*slot);
         }
+        for (name, value) in self.quota.iter().chain(&self.quota_soft) {
+            if let Some(quota) = Quota::find(name) {
+                quota.set(&mut limits, *value);
+            }
+        }
+        limits
     }
 
     /// The options given that have no effect.
@@ -142,15 +155,39 @@ impl Options {
             (ignored.no_recovery, "--no-recovery"),
             (ignored.verbose, "--verbose"),
             (ignored.trace_file.is_some(), "--trace-file"),
-            (ignored.path_max.is_some(), "--path-max"),
-            (!ignored.quota.is_empty(), "--quota"),
-            (!ignored.quota_soft.is_empty(), "--quota-soft"),
-            (!ignored.timeout.is_empty(), "--timeout"),
             (ignored.master_domid.is_some(), "--master-domid"),
             (ignored.priv_domid.is_some(), "--priv-domid"),
         ];
         let given = given.into_iter().filter(|(given, _)| *given);
         given.map(|(_, name)| name).collect()
+    }
+}
+
+/// Cuts `NAME=NUMBER`.
+fn parse_pair(text: &str) -> Result<(&str, u32), String> {
+    let (name, value) = text.split_once('=').ok_or("it is to be NAME=NUMBER")?;
+    let value = value.parse().map_err(|_| format!("{value} is no number"))?;
+    Ok((name, value))
+}
+
+fn parse_quota(text: &str) -> Result<(&'static str, u32), String> {
+    let (name, value) = parse_pair(text)?;
+    let quota = Quota::find(name).filter(|quota| !quota.is_soft());
+    let quota = quota.ok_or_else(|| format!("there is no quota {name}"))?;
+    Ok((quota.name, value))
+}
+
+fn parse_soft_quota(text: &str) -> Result<(&'static str, u32), String> {
+    let (name, value) = parse_pair(text)?;
+    let quota = Quota::find(&format!("{SOFT}{name}"));
+    let quota = quota.ok_or_else(|| format!("there is no soft quota {name}"))?;
+    Ok((quota.name, value))
+}
+
+fn parse_timeout(text: &str) -> Result<u32, String> {
+    match parse_pair(text)? {
+        ("watch-event", seconds) => Ok(seconds),
+        (name, _) => Err(format!("there is no timeout {name}")),
     }
 }
 
@@ -168,9 +205,50 @@ mod tests {
         assert!(!options.no_fork);
         let options = Options::parse_from(["xenstored", "-N", "-I", "-R", "-E", "5", "-T", "/x"]);
         assert_eq!(options.limits().nodes, 5);
+        assert_eq!(options.timeout, None);
         assert_eq!(
             options.ignored(),
             ["--internal-db", "--no-recovery", "--trace-file"]
         );
+    }
+
+    #[test]
+    fn quotas() {
+        let options = Options::parse_from([
+            "xenstored",
+            "-M1024",
+            "--quota",
+            "outstanding=7",
+            "-Qmemory=0",
+            "-Q",
+            "node-permissions=9",
+            "-q",
+            "memory=123",
+            "-w",
+            "watch-event=30",
+        ]);
+        let limits = options.limits();
+        let expected = Limits {
+            path_max: 1024,
+            outstanding: 7,
+            memory: 0,
+            permissions: 9,
+            memory_soft: 123,
+            ..Limits::default()
+        };
+        assert_eq!(limits, expected);
+        assert_eq!(options.timeout, Some(30));
+        for wrong in [
+            ["-Q", "nodes"],
+            ["-Q", "nothing=5"],
+            ["-Q", "nodes=x"],
+            ["-Q", "soft-memory=1"],
+            ["-q", "nodes=5"],
+            ["-w", "reply=5"],
+            ["-w", "watch-event"],
+        ] {
+            let words = ["xenstored"].iter().chain(&wrong);
+            assert!(Options::try_parse_from(words).is_err(), "{wrong:?}");
+        }
     }
 }

@@ -293,7 +293,7 @@ fn hostile_rings() {
 #[test]
 fn a_guest_that_sleeps() {
     let limits = Limits {
-        queued_bytes: 100_000,
+        memory: 100_000,
         ..Limits::default()
     };
     let mut host = Host::with(limits);

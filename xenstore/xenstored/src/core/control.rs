@@ -30,12 +30,10 @@ impl Core {
 
     /// Compares what is counted with what is there.
     fn check(&self) -> Result<String, Errno> {
-        let owned = super::Owned::of(&self.tree);
-        if owned == self.owned {
-            Ok("OK".to_owned())
-        } else {
-            Ok(format!("nodes counted {:?}, found {owned:?}", self.owned))
-        }
+        Ok(match self.check_counts() {
+            Ok(()) => "OK".to_owned(),
+            Err(wrong) => wrong,
+        })
     }
 
     fn report(&self) -> String {

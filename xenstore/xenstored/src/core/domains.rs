@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use xen_sys::{DomId, Errno, Port};
 
 use super::acl::{Acl, Actor, DomLife};
+use super::held::Usage;
 use super::limits::Limits;
 use super::ops::Ops;
 use super::path::{INTRODUCE_DOMAIN, RELEASE_DOMAIN, home};
@@ -33,6 +34,12 @@ pub(super) struct Domain {
     pub limits: Option<Box<Limits>>,
     /// Who is told of it.
     pub special_acls: SpecialAcls,
+    /// The most that it has held.
+    pub most: Usage,
+    /// Whether it holds more than the soft quota, which was told about.
+    pub over_soft: bool,
+    /// How often it came to.
+    pub times_over_soft: u32,
 }
 
 /// Who is told of one domain's introduction and end, where that was set for it alone.
@@ -82,6 +89,9 @@ impl Core {
                 quotas: Quotas::new(),
                 limits: None,
                 special_acls: SpecialAcls::default(),
+                most: Usage::default(),
+                over_soft: false,
+                times_over_soft: 0,
             };
             self.domains.insert(dom, domain);
         }
@@ -249,7 +259,7 @@ impl Core {
     /// Removes the nodes that a domain owns, with all below them; looks at its home first, where nearly all are.
     fn purge(&mut self, host: &mut dyn Host, who: DomLife) {
         for top in [home(who.dom), "/".to_owned()] {
-            if self.owned.count(who) == 0 {
+            if self.owned.of_domain(who).nodes == 0 {
                 return;
             }
             let mut paths = Vec::new();
@@ -264,7 +274,7 @@ impl Core {
             }
             let mut changes = Vec::new();
             for path in paths {
-                let mut ops: Ops<'_> = self.ops(Actor::DOM0, &mut changes);
+                let mut ops: Ops<'_> = self.ops(Actor::DOM0, 0, &mut changes);
                 // The path was just found, and it is not the root.
                 let _ = ops.remove(&path);
             }

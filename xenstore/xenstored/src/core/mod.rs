@@ -5,10 +5,12 @@
 //! Invariant: a request takes effect as a whole or not at all.
 #![forbid(unsafe_code)]
 
+pub mod account;
 pub mod acl;
 mod control;
 mod domains;
 mod hash;
+pub mod held;
 pub mod limits;
 pub mod ops;
 pub mod path;
@@ -125,6 +127,15 @@ impl Event {
     }
 }
 
+/// What is kept for a connection outside of the store.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Buffered {
+    /// Bytes received and not taken up, replies and events not sent, as [`account`] counts them.
+    pub bytes: usize,
+    /// Replies that are not taken.
+    pub replies: usize,
+}
+
 /// The world, as the core asks for it.
 pub trait Host {
     /// Which domain has this number now, connected or not; `None` if none has.
@@ -146,8 +157,12 @@ pub trait Host {
     fn disconnect(&mut self, conn: ConnId);
     /// Queues the reply to a request.
     fn reply(&mut self, conn: ConnId, op: Op, request: &Header, body: &[u8]);
-    /// Queues an event.
-    fn event(&mut self, conn: ConnId, event: Event);
+    /// Queues an event, unless more than `most` bytes would then wait for a guest: it is cut off then.
+    fn event(&mut self, conn: ConnId, event: Event, most: usize);
+    /// What waits at a guest's connection, in bytes as [`account`] counts.
+    fn waiting_bytes(&mut self, conn: ConnId) -> usize;
+    /// What waits at a connection, for showing it only.
+    fn buffered(&self, conn: ConnId) -> Buffered;
     /// A step of a live update (`CONTROL live-update`, with these words behind it); its text, or `None` if the
     /// request is answered later.
     fn live_update(
@@ -178,6 +193,8 @@ pub struct Core {
     departed: HashMap<DomId, SpecialAcls>,
     last_life: u32,
     last_transaction: u32,
+    /// The most that any guest has held.
+    most: held::Usage,
 }
 
 /// What is kept of a connection.
@@ -187,6 +204,8 @@ struct Client {
     /// The paths of its watches, with how many there are on each.
     watched: HashMap<Rc<str>, u32, Seeded>,
     watch_count: u32,
+    /// What its watches are counted as.
+    watch_bytes: usize,
     transactions: HashMap<u32, Transaction, Seeded>,
     /// The node at which its next transaction is to wait for its turn.
     contends: Option<Rc<str>>,
@@ -214,6 +233,7 @@ impl Core {
             departed: HashMap::new(),
             last_life: 0,
             last_transaction: 0,
+            most: held::Usage::default(),
         }
     }
 
@@ -296,12 +316,13 @@ impl Core {
     }
 
     /// The live tree to work on.
-    fn ops<'a>(&'a mut self, actor: Actor, changes: &'a mut Vec<Change>) -> Ops<'a> {
+    fn ops<'a>(&'a mut self, actor: Actor, beside: usize, changes: &'a mut Vec<Change>) -> Ops<'a> {
         Ops {
             tree: &mut self.tree,
             actor,
             limits: settings::limits_of(&self.domains, &self.limits, &actor),
-            owned_before: 0,
+            live: None,
+            beside,
             owned: &mut self.owned,
             changes,
             reads: None,
@@ -316,6 +337,7 @@ impl Core {
             }
             client.watched.clear();
             client.watch_count = 0;
+            client.watch_bytes = 0;
             client.transactions.clear();
             client.contends = None;
         }
@@ -338,6 +360,10 @@ impl Core {
         watches: impl Iterator<Item = &'a Watch>,
     ) {
         let mut told: Vec<(ConnId, Event)> = Vec::new();
+        let most = |conn: ConnId| match self.conns.get(&conn) {
+            Some(client) => self.most_waiting(client),
+            None => 0,
+        };
         for watch in watches {
             let Some(client) = self.conns.get(&watch.conn) else {
                 continue;
@@ -357,7 +383,7 @@ impl Core {
             }
         }
         for (conn, event) in told {
-            host.event(conn, event);
+            host.event(conn, event, most(conn));
         }
     }
 
@@ -437,6 +463,7 @@ impl Client {
             actor,
             watched: HashMap::default(),
             watch_count: 0,
+            watch_bytes: 0,
             transactions: HashMap::default(),
             contends: None,
             no_turn_until: Duration::ZERO,

@@ -7,10 +7,10 @@ use std::rc::Rc;
 use xen_sys::Errno;
 
 use super::acl::{Acl, Actor, DomLife, Right};
-use super::limits::Limits;
-use super::path;
+use super::limits::{Limits, within};
 use super::transaction::{READ_ACL, READ_EXISTS, ReadSet};
 use super::tree::{Node, Tree, walk};
+use super::{account, path};
 
 /// Nothing is seen that the answer depends on: the operation does the same whether the node exists or not.
 const BLIND: u8 = 0;
@@ -26,9 +26,18 @@ pub struct Change {
     pub readable_by: Vec<Acl>,
 }
 
-/// How many nodes each domain owns, or how that number changes. dom0 is not counted.
+/// What each domain owns, or how that changes. dom0 is not counted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Owned(HashMap<DomLife, i64>);
+pub struct Owned(HashMap<DomLife, Held>);
+
+/// Nodes, or how many more there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Held {
+    /// How many.
+    pub nodes: i64,
+    /// What they are counted as, see [`account`].
+    pub bytes: i64,
+}
 
 /// A tree to work on for one actor.
 pub struct Ops<'a> {
@@ -38,8 +47,10 @@ pub struct Ops<'a> {
     pub actor: Actor,
     /// What guests may use.
     pub limits: &'a Limits,
-    /// How many nodes the actor owns beside `owned`.
-    pub owned_before: i64,
+    /// What is owned beside `owned`.
+    pub live: Option<&'a Owned>,
+    /// Bytes held for the actor beside nodes.
+    pub beside: usize,
     /// Changes of ownership are counted here.
     pub owned: &'a mut Owned,
     /// Changes are noted here.
@@ -56,24 +67,28 @@ impl Ops<'_> {
 
     /// Writes a value; makes the node and its parents if absent.
     pub fn write(&mut self, path: &str, value: &[u8]) -> Result<(), Errno> {
-        if !self.may_write(path, value.len())? {
+        let Some((owner, growth)) = self.may_write(path, value.len())? else {
             return self.create(path, value);
-        }
+        };
+        self.owned.add(owner, 0, growth);
         self.tree.set_value(path, value);
         self.changed(path, None);
         Ok(())
     }
 
-    /// Whether a node is there and a value of so many bytes may be written; `false` if it is absent but may be made, as
-    /// far as rights go.
-    pub fn may_write(&mut self, path: &str, len: usize) -> Result<bool, Errno> {
+    /// Whether a value of so many bytes may be written: whose node it is, and how much more it then holds. `None` if it is
+    /// absent but may be made, as far as rights go.
+    pub fn may_write(&mut self, path: &str, len: usize) -> Result<Option<(DomLife, i64)>, Errno> {
         match self.access(path, Right::Write, BLIND) {
             Ok(node) => {
-                let (entries, names) = (node.acl().entries(), node.names_len());
+                let (entries, names, owner) =
+                    (node.acl().entries(), node.names_len(), node.acl().owner());
+                let growth = len as i64 - node.value().len() as i64;
                 self.check_size(entries, len, names)?;
-                Ok(true)
+                self.check_memory(owner, growth)?;
+                Ok(Some((owner, growth)))
             }
-            Err(Errno::ENOENT) => Ok(false),
+            Err(Errno::ENOENT) => Ok(None),
             Err(error) => Err(error),
         }
     }
@@ -104,13 +119,24 @@ impl Ops<'_> {
     pub fn remove(&mut self, path: &str) -> Result<(), Errno> {
         let parent_path = path::parent(path).ok_or(Errno::EINVAL)?;
         let above = self.tree.get(parent_path).map(|node| node.acl().clone());
+        if self.reads.is_some() && !self.actor.is_privileged() {
+            // All of it is to be told about at the transaction's end.
+            let mut growth = 0;
+            if let Some(node) = self.tree.get(path) {
+                walk(path, node, &mut |at, _, _| {
+                    growth += account::change(at) as i64;
+                    true
+                });
+            }
+            self.check_memory(self.actor.who, growth)?;
+        }
         let node = self.tree.remove(path).ok_or(Errno::ENOENT)?;
         if let Some(reads) = &mut self.reads {
             reads.note_removal();
         }
         let (owned, changes) = (&mut *self.owned, &mut *self.changes);
         walk(path, &node, &mut |at, node, parent| {
-            owned.add(node.acl().owner(), -1);
+            owned.add(node.acl().owner(), -1, -(account::of_node(node) as i64));
             let parent = parent.map(|parent| parent.acl().clone()).or(above.clone());
             changes.push(Change {
                 path: at.into(),
@@ -124,18 +150,21 @@ impl Ops<'_> {
 
     /// Replaces a node's permissions: only its owner may, and a guest may not give it away (XSA-352).
     pub fn set_permissions(&mut self, path: &str, acl: Acl) -> Result<(), Errno> {
-        if !self.actor.is_privileged() && acl.entries() > self.limits.permissions {
+        if !self.actor.is_privileged() && !within(acl.entries(), self.limits.permissions) {
             return Err(Errno::ENOSPC);
         }
         let node = self.access(path, Right::Own, READ_EXISTS)?;
         let old = node.acl().clone();
-        let (value, names) = (node.value().len(), node.names_len());
+        let (name, value, names) = (node.name().len(), node.value().len(), node.names_len());
         if !self.actor.is_privileged() && acl.owner() != old.owner() {
             return Err(Errno::EPERM);
         }
         self.check_size(acl.entries(), value, names)?;
-        self.owned.add(old.owner(), -1);
-        self.owned.add(acl.owner(), 1);
+        let [before, after] =
+            [&old, &acl].map(|acl| account::node(name, value, acl.entries()) as i64);
+        self.check_memory(old.owner(), after - before)?;
+        self.owned.add(old.owner(), -1, -before);
+        self.owned.add(acl.owner(), 1, after);
         self.tree.set_acl(path, acl);
         self.changed(path, Some(old));
         Ok(())
@@ -147,9 +176,12 @@ impl Ops<'_> {
         let found_len = if found == "/" { 0 } else { found.len() };
         let fresh = path::names(&path[found_len..]).count();
         let acl = above.inherited_by(&self.actor);
+        let names = path::names(&path[found_len..]);
+        let bytes = names.map(|name| account::node(name.len(), 0, acl.entries()));
+        let bytes = (bytes.sum::<usize>() + value.len()) as i64;
         if !self.actor.is_privileged() {
-            let owned = self.owned_before + self.owned.count(self.actor.who);
-            if owned + fresh as i64 > i64::from(self.limits.nodes) {
+            let owned = self.held(self.actor.who).nodes + fresh as i64;
+            if !within(owned as usize, self.limits.nodes) {
                 return Err(Errno::ENOSPC);
             }
             // Each new node has its one child's name, except the last, which has the value.
@@ -159,6 +191,7 @@ impl Ops<'_> {
                 self.check_size(acl_len, value, names + name.len() + 1)?;
             }
             self.check_size(acl.entries(), value.len(), 0)?;
+            self.check_memory(self.actor.who, bytes)?;
         }
         let mut parent = String::from(found);
         let mut left = fresh;
@@ -168,7 +201,7 @@ impl Ops<'_> {
             self.tree.insert(&parent, name, value, acl.clone());
             parent = path::join(&parent, name);
         }
-        self.owned.add(acl.owner(), fresh as i64);
+        self.owned.add(acl.owner(), fresh as i64, bytes);
         self.changed(path, None);
         Ok(())
     }
@@ -185,27 +218,43 @@ impl Ops<'_> {
         };
         let allowed = node.acl().allows(&self.actor, right);
         if let Some(reads) = &mut self.reads {
-            let rights = if self.actor.is_privileged() {
-                0
-            } else {
-                READ_ACL
+            let privileged = self.actor.is_privileged();
+            let rights = if privileged { 0 } else { READ_ACL };
+            let below = match exists {
+                true => path,
+                false => path::first_below(found, path),
             };
-            if seen == BLIND && allowed {
+            let notes: &[_] = if seen == BLIND && allowed {
                 // Rights are looked at again at commit, and that a node appears meanwhile changes nothing in
                 // the answer; but what was there must not vanish.
-                reads.note(found, READ_EXISTS, true);
+                &[(found, READ_EXISTS, true)]
             } else if exists {
-                reads.note(path, seen | rights, true);
+                &[(path, seen | rights, true)]
+            } else if rights == 0 {
+                &[(path, READ_EXISTS, false)]
             } else {
-                reads.note(path, READ_EXISTS, false);
-                if rights != 0 {
-                    // A node that appears in between could hide what is below.
-                    reads.note(path::first_below(found, path), READ_EXISTS, false);
-                    reads.note(found, rights, true);
+                // A node that appears in between could hide what is below.
+                &[
+                    (path, READ_EXISTS, false),
+                    (below, READ_EXISTS, false),
+                    (found, rights, true),
+                ]
+            };
+            if !privileged {
+                let growth = notes.iter().map(|note| reads.growth(*note));
+                let growth = growth.fold((0, 0), |a, b| (a.0 + b.0, a.1 + b.1));
+                if growth.0 > 0 && !within(reads.nodes() + growth.0, self.limits.transaction_nodes)
+                {
+                    return Err(Errno::ENOSPC);
                 }
+                let held = held_in(self.live, self.owned, self.actor.who).bytes.max(0) as usize;
+                if growth.1 > 0 && !within(held + self.beside + growth.1, self.limits.memory) {
+                    return Err(Errno::ENOMEM);
+                }
+                self.beside += growth.1;
             }
-            if !self.actor.is_privileged() && reads.nodes() > self.limits.transaction_nodes {
-                return Err(Errno::ENOSPC);
+            for (path, seen, exists) in notes {
+                reads.note(path, *seen, *exists);
             }
         }
         match (allowed, exists) {
@@ -237,6 +286,34 @@ impl Ops<'_> {
         }
     }
 
+    fn held(&self, who: DomLife) -> Held {
+        held_in(self.live, self.owned, who)
+    }
+
+    /// Whether no more is held for a guest than may be.
+    pub fn check_held(&self) -> Result<(), Errno> {
+        let held = self.held(self.actor.who).bytes.max(0) as usize + self.beside;
+        if self.actor.is_privileged() || within(held, self.limits.memory) {
+            return Ok(());
+        }
+        Err(Errno::ENOMEM)
+    }
+
+    /// Whether a guest may make a domain's nodes, its own or another's, take so much more.
+    fn check_memory(&self, owner: DomLife, growth: i64) -> Result<(), Errno> {
+        if self.actor.is_privileged() || owner == DomLife::DOM0 || growth <= 0 {
+            return Ok(());
+        }
+        let mut bytes = self.held(owner).bytes + growth;
+        if owner == self.actor.who {
+            bytes += self.beside as i64;
+        }
+        if within(bytes.max(0) as usize, self.limits.memory) {
+            return Ok(());
+        }
+        Err(Errno::ENOMEM)
+    }
+
     fn check_size(&self, permissions: usize, value: usize, names: usize) -> Result<(), Errno> {
         if self.actor.is_privileged() || self.limits.node_fits(permissions, value, names) {
             return Ok(());
@@ -251,25 +328,26 @@ impl Owned {
         let mut owned = Owned::default();
         let mut stack = vec![tree.root()];
         while let Some(node) = stack.pop() {
-            owned.add(node.acl().owner(), 1);
+            owned.add(node.acl().owner(), 1, account::of_node(node) as i64);
             stack.extend(node.children());
         }
         owned
     }
 
-    /// How many.
-    pub fn count(&self, who: DomLife) -> i64 {
-        self.0.get(&who).copied().unwrap_or(0)
+    /// What a domain owns.
+    pub fn of_domain(&self, who: DomLife) -> Held {
+        self.0.get(&who).copied().unwrap_or_default()
     }
 
-    /// Counts `by` more.
-    pub fn add(&mut self, who: DomLife, by: i64) {
+    /// Counts so much more.
+    pub fn add(&mut self, who: DomLife, nodes: i64, bytes: i64) {
         if who == DomLife::DOM0 {
             return;
         }
-        let count = self.0.entry(who).or_default();
-        *count += by;
-        if *count == 0 {
+        let held = self.0.entry(who).or_default();
+        held.nodes += nodes;
+        held.bytes += bytes;
+        if *held == Held::default() {
             self.0.remove(&who);
         }
     }
@@ -277,12 +355,21 @@ impl Owned {
     /// Counts all of `other` as well.
     pub fn add_all(&mut self, other: &Owned) {
         for (who, by) in &other.0 {
-            self.add(*who, *by);
+            self.add(*who, by.nodes, by.bytes);
         }
     }
 
     /// Forgets a domain.
     pub fn forget(&mut self, who: DomLife) {
         self.0.remove(&who);
+    }
+}
+
+fn held_in(live: Option<&Owned>, owned: &Owned, who: DomLife) -> Held {
+    let (a, b) = (owned.of_domain(who), live.map(|live| live.of_domain(who)));
+    let b = b.unwrap_or_default();
+    Held {
+        nodes: a.nodes + b.nodes,
+        bytes: a.bytes + b.bytes,
     }
 }

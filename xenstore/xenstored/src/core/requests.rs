@@ -1,5 +1,6 @@
 //! Requests: what each operation does and answers. The reply to a request is queued before the events it causes.
 
+use std::borrow::Cow;
 use std::rc::Rc;
 
 use xen_sys::{DomId, Errno, Port};
@@ -8,6 +9,7 @@ use xs_wire::{
 };
 
 use super::acl::{Acl, Actor, DomLife, Entry};
+use super::limits::within;
 use super::ops::Change;
 use super::path::{self, Checked, Special};
 use super::settings::{self, limits_of};
@@ -15,7 +17,7 @@ use super::transaction::{Conflict, READ_ACL, READ_NAMES, READ_VALUE, Transaction
 use super::tree::Node;
 use super::turns::Waiting;
 use super::watch::Watch;
-use super::{ConnId, Core, Event, Host};
+use super::{ConnId, Core, Event, Host, account};
 
 /// Most bytes of a watch's token: so that the event of the longest path still fits a message (XSA-324).
 pub const TOKEN_MAX: usize = PAYLOAD_MAX - ABS_PATH_MAX - 2;
@@ -32,6 +34,14 @@ enum Outcome {
     Introduced(DomId),
     /// `OK`, then @releaseDomain.
     Released(DomId),
+}
+
+/// Who asks, and in which transaction.
+#[derive(Clone, Copy)]
+struct By {
+    conn: ConnId,
+    actor: Actor,
+    tx: u32,
 }
 
 impl Core {
@@ -56,12 +66,18 @@ impl Core {
                 host.reply(conn, op, header, b"OK\0");
                 match outcome {
                     Outcome::Done(changes) => self.fire(host, &changes),
-                    Outcome::Watching(event) => host.event(conn, event),
+                    Outcome::Watching(event) => {
+                        let most = self.conns.get(&conn).map(|c| self.most_waiting(c));
+                        host.event(conn, event, most.unwrap_or(0));
+                    }
                     Outcome::Introduced(dom) => self.introduced(host, dom),
                     Outcome::Released(dom) => self.released(host, &[dom]),
                     Outcome::Payload(_) => {}
                 }
             }
+        }
+        if !actor.is_privileged() {
+            self.note_usage(host, &actor);
         }
         self.give_turns(host);
     }
@@ -77,17 +93,18 @@ impl Core {
     ) -> Result<Option<Outcome>, Errno> {
         let op = Op::from_code(header.op).ok_or(Errno::ENOSYS)?;
         let tx = header.tx_id;
+        let by = By { conn, actor, tx };
         let done = |changes| Ok(Some(Outcome::Done(changes)));
         match Request::parse(op, body)? {
             Request::Read(raw) => {
-                self.show(conn, actor, tx, raw, READ_VALUE, |node| {
+                self.show(host, by, raw, READ_VALUE, |host, node| {
                     host.reply(conn, op, header, node.value());
                     Ok(())
                 })?;
                 Ok(None)
             }
             Request::Directory(raw) => {
-                self.show(conn, actor, tx, raw, READ_NAMES, |node| {
+                self.show(host, by, raw, READ_NAMES, |host, node| {
                     if node.names_len() > PAYLOAD_MAX {
                         return Err(Errno::E2BIG);
                     }
@@ -97,12 +114,12 @@ impl Core {
                 Ok(None)
             }
             Request::DirectoryPart(raw, offset) => {
-                let piece = self.show(conn, actor, tx, raw, READ_NAMES, |node| {
+                let piece = self.show(host, by, raw, READ_NAMES, |_, node| {
                     Ok(listing_part(node, offset))
                 })?;
                 Ok(Some(Outcome::Payload(piece)))
             }
-            Request::GetPerms(raw) => self.get_permissions(conn, actor, tx, raw),
+            Request::GetPerms(raw) => self.get_permissions(host, by, raw),
             Request::SetPerms(raw, list) => {
                 let acl = self.acl(host, &actor, list)?;
                 if let Checked::Special(name) = path::check(actor.who.dom, raw)? {
@@ -113,25 +130,26 @@ impl Core {
                     self.set_special_acl(host, special, acl)?;
                     return done(Vec::new());
                 }
-                self.update(conn, actor, tx, raw, |path| {
+                self.update(host, conn, actor, tx, raw, |path| {
                     Update::SetPermissions(path, acl)
                 })
             }
             Request::Write(raw, value) if tx == 0 => {
-                let path = node_path(actor, raw)?;
+                let path = self.node_path(actor, raw)?;
+                let beside = self.beside(host, conn, &actor, 0);
                 let mut changes = Vec::new();
-                self.ops(actor, &mut changes).write(&path, value)?;
+                self.ops(actor, beside, &mut changes).write(&path, value)?;
                 done(changes)
             }
-            Request::Write(raw, value) => self.update(conn, actor, tx, raw, |path| {
+            Request::Write(raw, value) => self.update(host, conn, actor, tx, raw, |path| {
                 Update::Write(path, value.into())
             }),
-            Request::Mkdir(raw) => self.update(conn, actor, tx, raw, Update::Mkdir),
-            Request::Rm(raw) => self.update(conn, actor, tx, raw, Update::Rm),
-            Request::TransactionStart => self.start(conn, header),
-            Request::TransactionEnd(commit) => self.end(conn, tx, commit).map(Some),
+            Request::Mkdir(raw) => self.update(host, conn, actor, tx, raw, Update::Mkdir),
+            Request::Rm(raw) => self.update(host, conn, actor, tx, raw, Update::Rm),
+            Request::TransactionStart => self.start(host, conn, header),
+            Request::TransactionEnd(commit) => self.end(host, conn, tx, commit).map(Some),
             Request::Watch(raw, token, depth) => {
-                self.watch(conn, actor, raw, token, depth).map(Some)
+                self.watch(host, conn, actor, raw, token, depth).map(Some)
             }
             Request::Unwatch(raw, token) => {
                 self.unwatch(conn, actor, raw, token)?;
@@ -228,27 +246,26 @@ impl Core {
     /// Shows a node, of which `part` is looked at.
     fn show<T>(
         &mut self,
-        conn: ConnId,
-        actor: Actor,
-        tx: u32,
+        host: &mut dyn Host,
+        by: By,
         raw: &[u8],
         part: u8,
-        show: impl FnOnce(&Node) -> Result<T, Errno>,
+        show: impl FnOnce(&mut dyn Host, &Node) -> Result<T, Errno>,
     ) -> Result<T, Errno> {
-        let path = node_path(actor, raw)?;
+        let By { conn, actor, tx } = by;
+        let path = self.node_path(actor, raw)?;
         if tx == 0 {
             let mut nothing = Vec::new();
-            return show(self.ops(actor, &mut nothing).look(&path, part)?);
+            return show(host, self.ops(actor, 0, &mut nothing).look(&path, part)?);
         }
+        let beside = self.beside(host, conn, &actor, tx);
         let client = self.conns.get_mut(&conn).ok_or(Errno::ENOTCONN)?;
         let transaction = client.transactions.get_mut(&tx).ok_or(Errno::ENOENT)?;
+        let limits = limits_of(&self.domains, &self.limits, &actor);
         show(
+            host,
             transaction
-                .look_at(
-                    &path,
-                    limits_of(&self.domains, &self.limits, &actor),
-                    &self.owned,
-                )
+                .look_at(&path, limits, &self.owned, beside)
                 .look(&path, part)?,
         )
     }
@@ -256,34 +273,35 @@ impl Core {
     /// Makes a change, in the live tree or in a transaction.
     fn update(
         &mut self,
+        host: &mut dyn Host,
         conn: ConnId,
         actor: Actor,
         tx: u32,
         raw: &[u8],
         update: impl FnOnce(Box<str>) -> Update,
     ) -> Result<Option<Outcome>, Errno> {
-        let update = update(node_path(actor, raw)?.into());
+        let update = update(self.node_path(actor, raw)?.into());
         let mut changes = Vec::new();
+        let beside = self.beside(host, conn, &actor, tx);
         if tx == 0 {
-            update.apply(&mut self.ops(actor, &mut changes))?;
+            update.apply(&mut self.ops(actor, beside, &mut changes))?;
         } else {
             let client = self.conns.get_mut(&conn).ok_or(Errno::ENOTCONN)?;
             let transaction = client.transactions.get_mut(&tx).ok_or(Errno::ENOENT)?;
             let limits = limits_of(&self.domains, &self.limits, &actor);
-            transaction.update(update, limits, &self.owned)?;
+            transaction.update(update, limits, &self.owned, beside)?;
         }
         Ok(Some(Outcome::Done(changes)))
     }
 
     fn get_permissions(
         &mut self,
-        conn: ConnId,
-        actor: Actor,
-        tx: u32,
+        host: &mut dyn Host,
+        by: By,
         raw: &[u8],
     ) -> Result<Option<Outcome>, Errno> {
-        let acl = match path::check(actor.who.dom, raw)? {
-            Checked::Special(_) if !actor.is_privileged() => return Err(Errno::EACCES),
+        let acl = match path::check(by.actor.who.dom, raw)? {
+            Checked::Special(_) if !by.actor.is_privileged() => return Err(Errno::EACCES),
             Checked::Special(name) => {
                 let special = Special::parse(name).ok_or(Errno::EINVAL)?;
                 let known = |dom: DomId| dom == DomId::DOM0 || self.domains.contains_key(&dom);
@@ -292,9 +310,9 @@ impl Core {
                 }
                 self.special_acl(special.name, special.dom).clone()
             }
-            Checked::Node { .. } => self.show(conn, actor, tx, raw, READ_ACL, |node| {
-                Ok(node.acl().clone())
-            })?,
+            Checked::Node { .. } => {
+                self.show(host, by, raw, READ_ACL, |_, node| Ok(node.acl().clone()))?
+            }
         };
         let mut body = Vec::new();
         encode_permissions(&acl.permissions(|who| self.is_alive(who)), &mut body);
@@ -325,19 +343,28 @@ impl Core {
     }
 
     /// Opens a transaction; the reply waits if it is the retry of one that conflicted.
-    fn start(&mut self, conn: ConnId, header: &Header) -> Result<Option<Outcome>, Errno> {
+    fn start(
+        &mut self,
+        host: &mut dyn Host,
+        conn: ConnId,
+        header: &Header,
+    ) -> Result<Option<Outcome>, Errno> {
         if header.tx_id != 0 {
             return Err(Errno::EBUSY);
         }
         let actor = self.actor(conn)?;
         let limits = limits_of(&self.domains, &self.limits, &actor);
-        let most = limits.transactions as usize;
+        let most = limits.transactions;
+        let has_room = self.has_room(host, conn, &actor, account::TRANSACTION);
         let now = self.turns.now();
         let to_come = usize::from(self.turns.awaits(conn));
         let client = self.conns.get_mut(&conn).ok_or(Errno::ENOTCONN)?;
         let privileged = client.actor.is_privileged();
-        if !privileged && client.transactions.len() + to_come >= most {
+        if !privileged && !within(client.transactions.len() + to_come + 1, most) {
             return Err(Errno::ENOSPC);
+        }
+        if !has_room {
+            return Err(Errno::ENOMEM);
         }
         let may_wait = now >= client.no_turn_until && !self.turns.involves(conn);
         let node = client.contends.take().filter(|_| may_wait);
@@ -389,15 +416,25 @@ impl Core {
         }
     }
 
-    fn end(&mut self, conn: ConnId, tx: u32, commit: bool) -> Result<Outcome, Errno> {
+    fn end(
+        &mut self,
+        host: &mut dyn Host,
+        conn: ConnId,
+        tx: u32,
+        commit: bool,
+    ) -> Result<Outcome, Errno> {
         let client = self.conns.get_mut(&conn).ok_or(Errno::ENOTCONN)?;
         let transaction = client.transactions.remove(&tx).ok_or(Errno::ENOENT)?;
         let turn = self.turns.ended(conn, tx);
         if !commit {
             return Ok(Outcome::Done(Vec::new()));
         }
-        let limits = limits_of(&self.domains, &self.limits, &client.actor);
-        match transaction.commit(&mut self.tree, &mut self.owned, limits) {
+        let actor = client.actor;
+        let beside = self.beside(host, conn, &actor, 0);
+        let limits = limits_of(&self.domains, &self.limits, &actor);
+        let committed = transaction.commit(&mut self.tree, &mut self.owned, limits, beside);
+        let client = self.conns.get_mut(&conn).ok_or(Errno::ENOTCONN)?;
+        match committed {
             Ok(changes) => {
                 if let Some((node, true)) = turn {
                     // It would take away from those who wait what they wait for.
@@ -414,6 +451,7 @@ impl Core {
 
     fn watch(
         &mut self,
+        host: &mut dyn Host,
         conn: ConnId,
         actor: Actor,
         raw: &[u8],
@@ -423,14 +461,18 @@ impl Core {
         if depth.is_some() && self.features(&actor) & settings::WATCH_DEPTH == 0 {
             return Err(Errno::EINVAL);
         }
-        let (path, prefix) = watch_path(actor, raw)?;
+        let (path, prefix) = self.watch_path(actor, raw)?;
         if token.len() > TOKEN_MAX {
             return Err(Errno::EINVAL);
         }
         let most = limits_of(&self.domains, &self.limits, &actor).watches;
         let client = self.client(conn)?;
-        if !actor.is_privileged() && client.watch_count >= most {
+        if !actor.is_privileged() && !within(client.watch_count as usize + 1, most) {
             return Err(Errno::ENOSPC);
+        }
+        let bytes = account::watch(&path, token);
+        if !self.has_room(host, conn, &actor, bytes) {
+            return Err(Errno::ENOMEM);
         }
         let token: Rc<[u8]> = token.into();
         let watch = Watch {
@@ -445,6 +487,7 @@ impl Core {
         let path: Rc<str> = path.into();
         let client = self.client(conn)?;
         client.watch_count += 1;
+        client.watch_bytes += bytes;
         *client.watched.entry(path.clone()).or_default() += 1;
         Ok(Outcome::Watching(Event {
             path,
@@ -461,12 +504,13 @@ impl Core {
         token: &[u8],
     ) -> Result<(), Errno> {
         // No watch can have a path that is none.
-        let (path, _) = watch_path(actor, raw).map_err(|_| Errno::ENOENT)?;
+        let (path, _) = self.watch_path(actor, raw).map_err(|_| Errno::ENOENT)?;
         if !self.watches.remove(&path, conn, token) {
             return Err(Errno::ENOENT);
         }
         let client = self.client(conn)?;
         client.watch_count -= 1;
+        client.watch_bytes -= account::watch(&path, token);
         if let Some(count) = client.watched.get_mut(&*path) {
             *count -= 1;
             if *count == 0 {
@@ -476,28 +520,41 @@ impl Core {
         Ok(())
     }
 
+    /// The path of an ordinary node.
+    fn node_path<'a>(&self, actor: Actor, raw: &'a [u8]) -> Result<Cow<'a, str>, Errno> {
+        match self.checked_path(actor, raw)? {
+            Checked::Node { path, .. } => Ok(path),
+            Checked::Special(_) => Err(Errno::EINVAL),
+        }
+    }
+
+    /// The path of a watch, with how many bytes at its front the client did not give.
+    fn watch_path(&self, actor: Actor, raw: &[u8]) -> Result<(String, usize), Errno> {
+        Ok(match self.checked_path(actor, raw)? {
+            Checked::Node { path, prefix } => (path.into_owned(), prefix),
+            Checked::Special(name) => (name.to_owned(), 0),
+        })
+    }
+
+    fn checked_path<'a>(&self, actor: Actor, raw: &'a [u8]) -> Result<Checked<'a>, Errno> {
+        let checked = path::check(actor.who.dom, raw)?;
+        if let Checked::Node { path, .. } = &checked
+            && !actor.is_privileged()
+        {
+            let most = limits_of(&self.domains, &self.limits, &actor).path_max;
+            if !within(path.len(), most) {
+                return Err(Errno::EINVAL);
+            }
+        }
+        Ok(checked)
+    }
+
     /// Whether this is the number of one of the connection's open transactions.
     pub fn has_transaction(&self, conn: ConnId, tx: TxId) -> bool {
         self.conns
             .get(&conn)
             .is_some_and(|client| client.transactions.contains_key(&tx.0.get()))
     }
-}
-
-/// The path of an ordinary node.
-fn node_path(actor: Actor, raw: &[u8]) -> Result<std::borrow::Cow<'_, str>, Errno> {
-    match path::check(actor.who.dom, raw)? {
-        Checked::Node { path, .. } => Ok(path),
-        Checked::Special(_) => Err(Errno::EINVAL),
-    }
-}
-
-/// The path of a watch, with how many bytes at its front the client did not give.
-fn watch_path(actor: Actor, raw: &[u8]) -> Result<(String, usize), Errno> {
-    Ok(match path::check(actor.who.dom, raw)? {
-        Checked::Node { path, prefix } => (path.into_owned(), prefix),
-        Checked::Special(name) => (name.to_owned(), 0),
-    })
 }
 
 /// All names, each with a NUL.

@@ -6,7 +6,7 @@ use xen_sys::{DomId, Errno};
 
 use super::acl::Actor;
 use super::domains::Domain;
-use super::limits::{Limits, QUOTAS};
+use super::limits::{Limits, QUOTAS, Quota};
 use super::{Core, Host};
 
 /// A ring feature (io/xs_wire.h): the guest may have its connection begin afresh (docs/misc/xenstore-ring.txt).
@@ -95,7 +95,7 @@ impl Core {
         name: Option<&[u8]>,
     ) -> Result<String, Errno> {
         let Some(name) = name else {
-            return Ok(QUOTAS.join(" "));
+            return Ok(QUOTAS.each_ref().map(|quota| quota.name).join(" "));
         };
         let name = str::from_utf8(name).map_err(|_| Errno::EINVAL)?;
         let limits = match dom {
@@ -119,11 +119,10 @@ impl Core {
         value: u32,
     ) -> Result<(), Errno> {
         let name = str::from_utf8(name).map_err(|_| Errno::EINVAL)?;
-        let known = QUOTAS.iter().find(|known| **known == name);
-        let name = *known.ok_or(Errno::EINVAL)?;
+        let quota = Quota::find(name).ok_or(Errno::EINVAL)?;
         match dom {
             None => {
-                self.limits.set_quota(name, value);
+                quota.set(&mut self.limits, value);
                 let all = &self.limits;
                 for domain in self.domains.values_mut() {
                     domain.apply_quotas(all);
@@ -133,7 +132,7 @@ impl Core {
             Some(dom) => {
                 self.life(host, dom).ok_or(Errno::ENOENT)?;
                 let domain = self.domains.get_mut(&dom).ok_or(Errno::ENOENT)?;
-                domain.quotas.insert(name, value);
+                domain.quotas.insert(quota.name, value);
                 domain.apply_quotas(&self.limits);
             }
         }
@@ -151,7 +150,9 @@ impl Domain {
         }
         let mut limits = all.clone();
         for (name, value) in &self.quotas {
-            limits.set_quota(name, *value);
+            if let Some(quota) = Quota::find(name) {
+                quota.set(&mut limits, *value);
+            }
         }
         self.limits = Some(Box::new(limits));
     }

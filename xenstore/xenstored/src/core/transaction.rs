@@ -15,11 +15,11 @@ use xen_sys::Errno;
 use super::ConnId;
 use super::acl::{Acl, Actor};
 use super::hash::Seeded;
-use super::limits::Limits;
+use super::limits::{Limits, within};
 use super::ops::{Change, Ops, Owned};
-use super::path;
 use super::state::TransactionState;
 use super::tree::Tree;
+use super::{account, path};
 
 /// Seen: whether the node exists.
 pub const READ_EXISTS: u8 = 1;
@@ -38,6 +38,8 @@ pub struct ReadSet {
     changed: bool,
     removed: bool,
     seen: Seen,
+    /// What `seen` is counted as.
+    bytes: usize,
 }
 
 /// What was seen of each node. Most transactions see few, which are found by looking at each.
@@ -51,7 +53,8 @@ enum Seen {
 const FEW: usize = 8;
 
 impl Seen {
-    fn add(&mut self, path: &str, parts: u8) {
+    /// Whether it is new.
+    fn add(&mut self, path: &str, parts: u8) -> bool {
         let known = match self {
             Seen::Few(list) => {
                 let known = list.iter_mut().find(|(known, _)| **known == *path);
@@ -61,7 +64,7 @@ impl Seen {
         };
         if let Some(known) = known {
             *known |= parts;
-            return;
+            return false;
         }
         if let Seen::Few(list) = self
             && list.len() >= FEW
@@ -71,6 +74,14 @@ impl Seen {
         match self {
             Seen::Few(list) => list.push((path.into(), parts)),
             Seen::Many(map) => drop(map.insert(path.into(), parts)),
+        }
+        true
+    }
+
+    fn contains(&self, path: &str) -> bool {
+        match self {
+            Seen::Few(list) => list.iter().any(|(known, _)| **known == *path),
+            Seen::Many(map) => map.contains_key(path),
         }
     }
 
@@ -103,7 +114,7 @@ impl ReadSet {
             // The transaction has made it, and will whatever others do.
             return;
         }
-        self.seen.add(path, seen);
+        self.insert(path, seen);
         if seen & READ_ACL != 0 && (is_new || self.removed) {
             // It may have inherited its permissions, from whatever is the nearest node above.
             self.note_inheritance(path);
@@ -115,14 +126,47 @@ impl ReadSet {
         self.removed = true;
     }
 
+    /// How many nodes and bytes more are kept once this is noted; a node that counts twice is taken as two.
+    pub fn growth(&self, (path, seen, exists): (&str, u8, bool)) -> (usize, usize) {
+        let is_new = exists && self.then.get(path).is_none();
+        if is_new && seen == READ_EXISTS {
+            return (0, 0);
+        }
+        let (mut nodes, mut bytes) = (0, 0);
+        let mut add = |path: &str| {
+            if !self.seen.contains(path) {
+                nodes += 1;
+                bytes += account::seen(path);
+            }
+        };
+        add(path);
+        if seen & READ_ACL != 0 && (is_new || self.removed) {
+            let (found, below) = inherited_from(&self.then, path);
+            below.into_iter().for_each(&mut add);
+            path::with_ancestors(found).for_each(add);
+        }
+        (nodes, bytes)
+    }
+
     fn note_inheritance(&mut self, path: &str) {
-        let (found, _) = self.then.nearest(path);
-        if found.len() < path.len() {
-            self.seen.add(path::first_below(found, path), READ_EXISTS);
+        let (found, below) = inherited_from(&self.then, path);
+        if let Some(below) = below {
+            self.insert(below, READ_EXISTS);
         }
         for above in path::with_ancestors(found) {
-            self.seen.add(above, READ_ACL);
+            self.insert(above, READ_ACL);
         }
+    }
+
+    fn insert(&mut self, path: &str, seen: u8) {
+        if self.seen.add(path, seen) {
+            self.bytes += account::seen(path);
+        }
+    }
+
+    /// What this is counted as.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// How many nodes.
@@ -144,6 +188,13 @@ impl ReadSet {
         let broken = self.seen.iter().filter(|(path, seen)| !holds(path, *seen));
         broken.map(|(path, _)| path).min()
     }
+}
+
+/// The nearest node at or above a path, and the path below it if that is absent.
+fn inherited_from<'p>(then: &Tree, path: &'p str) -> (&'p str, Option<&'p str>) {
+    let (found, _) = then.nearest(path);
+    let absent = found.len() < path.len();
+    (found, absent.then(|| path::first_below(found, path)))
 }
 
 /// A transaction cannot be committed (EAGAIN), because of what others did at this node.
@@ -183,12 +234,13 @@ impl Update {
         }
     }
 
-    /// Bytes that it holds.
-    fn size(&self) -> usize {
-        match self {
-            Update::Write(path, value) => path.len() + value.len(),
-            Update::Mkdir(path) | Update::Rm(path) | Update::SetPermissions(path, _) => path.len(),
-        }
+    /// What it is counted as.
+    fn bytes(&self) -> usize {
+        let value = match self {
+            Update::Write(_, value) => value.len(),
+            Update::Mkdir(_) | Update::Rm(_) | Update::SetPermissions(..) => 0,
+        };
+        account::update(self.path(), value)
     }
 }
 
@@ -207,8 +259,13 @@ pub struct Transaction {
     /// So many updates at the end are not made in `tree` yet: they write values of nodes that are there, and
     /// were allowed.
     pending: usize,
-    updates_size: usize,
+    /// How many more bytes of nodes the actor will have by these.
+    pending_growth: i64,
     changes: Vec<Change>,
+    /// What updates and changes are counted as.
+    bytes: usize,
+    /// What it has copied of the tree.
+    copied: usize,
 }
 
 impl Transaction {
@@ -223,11 +280,14 @@ impl Transaction {
                 changed: false,
                 removed: false,
                 seen: Seen::Few(Vec::new()),
+                bytes: 0,
             },
             updates: Vec::new(),
             pending: 0,
-            updates_size: 0,
+            pending_growth: 0,
             changes: Vec::new(),
+            bytes: 0,
+            copied: 0,
         }
     }
 
@@ -256,17 +316,58 @@ impl Transaction {
         let mut transaction = Transaction::new(state.actor, then);
         transaction.reads.removed = state.removed;
         for (path, parts) in state.seen {
-            transaction.reads.seen.add(&path, parts);
+            transaction.reads.insert(&path, parts);
         }
-        for update in state.updates {
-            transaction.updates_size += update.size();
-            transaction.updates.push(update);
-        }
-        transaction.pending = transaction.updates.len();
+        transaction.pending = state.updates.len();
+        transaction.updates = state.updates;
         // They worked on the same tree before, when quotas were looked at; one from a foreign state that does not is
         // kept, and makes the commit fail.
         transaction.settle();
+        (transaction.bytes, transaction.copied) = transaction.count_bytes();
         transaction
+    }
+
+    /// What it makes us hold, beside how it changes what its owner owns.
+    pub fn bytes(&self) -> usize {
+        account::TRANSACTION + self.reads.bytes + self.bytes + self.copied
+    }
+
+    /// How many more bytes of nodes its owner would have by it.
+    pub fn growth(&self) -> usize {
+        let made = self.owned.of_domain(self.actor.who).bytes + self.pending_growth;
+        made.max(0) as usize
+    }
+
+    /// How many nodes it has seen, or changes it has made.
+    pub fn nodes(&self) -> usize {
+        self.reads.nodes().max(self.updates.len())
+    }
+
+    /// Whether all is counted that is there.
+    pub fn is_counted(&self) -> bool {
+        let seen = self.reads.seen.iter().map(|(path, _)| account::seen(path));
+        seen.sum::<usize>() == self.reads.bytes && self.count_bytes() == (self.bytes, self.copied)
+    }
+
+    /// What updates and changes come to, and the copies that they make.
+    fn count_bytes(&self) -> (usize, usize) {
+        let updates = self.updates.iter().map(Update::bytes);
+        let copied = (0..self.updates.len()).map(|n| self.copies(n, self.updates[n].path()));
+        (
+            updates.sum::<usize>() + told_bytes(&self.changes),
+            copied.sum(),
+        )
+    }
+
+    /// What the next update, at `path`, copies of the tree of its start, if `before` were made before it: what is on the way
+    /// and was not on theirs. dom0's are not counted.
+    fn copies(&self, before: usize, path: &str) -> usize {
+        if self.actor.is_privileged() {
+            return 0;
+        }
+        let before = self.updates[..before].iter();
+        let shared = before.map(|update| 1 + common_names(update.path(), path));
+        account::way(&self.reads.then, path, shared.max().unwrap_or(0))
     }
 
     /// Makes the updates that are pending.
@@ -275,14 +376,15 @@ impl Transaction {
         if self.pending == 0 {
             return;
         }
-        self.pending = 0;
+        (self.pending, self.pending_growth) = (0, 0);
         self.reads.changed = true;
         let limits = Limits::none();
         let mut ops = Ops {
             tree: &mut self.tree,
             actor: self.actor,
             limits: &limits,
-            owned_before: 0,
+            live: None,
+            beside: 0,
             owned: &mut self.owned,
             changes: &mut self.changes,
             reads: None,
@@ -293,61 +395,91 @@ impl Transaction {
         }
     }
 
-    /// Its copy of the tree, to look at this node.
-    pub fn look_at<'a>(&'a mut self, path: &str, limits: &'a Limits, live: &Owned) -> Ops<'a> {
-        let pending = self.updates.iter().rev().take(self.pending);
-        if pending.into_iter().any(|update| update.path() == path) {
+    /// Its copy of the tree, to look at this node. `beside` is what is held for the actor beside nodes, this transaction
+    /// included, but not the nodes that it makes.
+    pub fn look_at<'a>(
+        &'a mut self,
+        path: &str,
+        limits: &'a Limits,
+        live: &'a Owned,
+        beside: usize,
+    ) -> Ops<'a> {
+        if self.is_pending(path) {
             self.settle();
         }
-        self.ops(limits, live)
+        self.ops(limits, live, beside)
+    }
+
+    fn is_pending(&self, path: &str) -> bool {
+        let pending = self.updates.iter().rev().take(self.pending);
+        pending.into_iter().any(|update| update.path() == path)
     }
 
     /// Its copy of the tree as it is, to work on.
-    fn ops<'a>(&'a mut self, limits: &'a Limits, live: &Owned) -> Ops<'a> {
+    fn ops<'a>(&'a mut self, limits: &'a Limits, live: &'a Owned, beside: usize) -> Ops<'a> {
+        let beside = (beside as i64 + self.pending_growth).max(0) as usize;
         Ops {
             tree: &mut self.tree,
             actor: self.actor,
             limits,
-            owned_before: live.count(self.actor.who),
+            live: Some(live),
+            beside,
             owned: &mut self.owned,
             changes: &mut self.changes,
             reads: Some(&mut self.reads),
         }
     }
 
-    /// Makes a change in its copy and notes it. ENOSPC if a guest changes too much in one transaction.
-    pub fn update(&mut self, update: Update, limits: &Limits, live: &Owned) -> Result<(), Errno> {
-        let size = self.updates_size + update.size();
-        if !self.actor.is_privileged()
-            && (self.updates.len() >= limits.transaction_nodes || size > limits.transaction_bytes)
+    /// Makes a change in its copy and notes it. ENOSPC if a guest changes too much in one transaction, ENOMEM if it holds too
+    /// much.
+    pub fn update(
+        &mut self,
+        update: Update,
+        limits: &Limits,
+        live: &Owned,
+        beside: usize,
+    ) -> Result<(), Errno> {
+        if !self.actor.is_privileged() && !within(self.updates.len() + 1, limits.transaction_nodes)
         {
             return Err(Errno::ENOSPC);
         }
-        let mut waits = false;
+        let copied = self.copies(self.updates.len(), update.path());
+        let beside = beside + update.bytes() + copied;
+        let told = self.changes.len();
+        let mut waits = None;
+        let mut ops = self.ops(limits, live, beside);
+        ops.check_held()?;
         if let Update::Write(path, value) = &update
             && self.pending < PENDING_MAX
+            && !self.is_pending(path)
         {
-            waits = self.ops(limits, live).may_write(path, value.len())?;
+            ops = self.ops(limits, live, beside);
+            waits = ops.may_write(path, value.len())?;
         }
-        if waits {
+        if let Some((owner, growth)) = waits {
             self.pending += 1;
+            if owner == self.actor.who {
+                self.pending_growth += growth;
+            }
         } else {
             self.settle();
             self.reads.changed = true;
-            update.apply(&mut self.ops(limits, live))?;
+            update.apply(&mut self.ops(limits, live, beside))?;
         }
+        self.bytes += update.bytes() + told_bytes(&self.changes[told..]);
+        self.copied += copied;
         self.updates.push(update);
-        self.updates_size = size;
         Ok(())
     }
 
     /// Makes its changes those of `tree`, or fails, which leaves `tree` and `owned` as they were. Returns what
-    /// watches are to be told.
+    /// watches are to be told. `beside` is what is held for the actor beside nodes and this.
     pub fn commit(
         mut self,
         tree: &mut Tree,
         owned: &mut Owned,
         limits: &Limits,
+        beside: usize,
     ) -> Result<Vec<Change>, Conflict> {
         if self.updates.is_empty() {
             // It saw one state of the tree and changed nothing: right as of its start.
@@ -374,7 +506,8 @@ impl Transaction {
             tree: merged.as_mut().unwrap_or(tree),
             actor: self.actor,
             limits,
-            owned_before: owned.count(self.actor.who),
+            live: Some(owned),
+            beside,
             owned: &mut delta,
             changes: &mut changes,
             reads: None,
@@ -391,6 +524,18 @@ impl Transaction {
         owned.add_all(&delta);
         Ok(distinct(changes))
     }
+}
+
+/// What changes are counted as beside the updates that made them: the nodes that went with one above them.
+fn told_bytes(changes: &[Change]) -> usize {
+    let exact = changes.iter().filter(|change| change.exact);
+    exact.map(|change| account::change(&change.path)).sum()
+}
+
+/// How many names two paths have in common from the root down.
+fn common_names(a: &str, b: &str) -> usize {
+    let pairs = path::names(a).zip(path::names(b));
+    pairs.take_while(|(a, b)| a == b).count()
 }
 
 /// Each path once, in the order of the first change, readable by all that could read any of them.

@@ -8,16 +8,13 @@ use xen_sys::{DomId, Errno, Port};
 use xs_wire::{Header, Op};
 
 use super::live::{self, Session};
-use super::output::{Added, Output};
+use super::output::{Added, Output, Seconds, event_size};
 use super::ring::{Ring, RingFault};
 use super::world::StoreWorld;
-use crate::core::{ConnId, ConnMap, DomainReport, Event, Host, Identity};
+use crate::core::{Buffered, ConnId, ConnMap, DomainReport, Event, Host, Identity};
 use crate::journal::Journal;
 use crate::journal::conns::{Saved, What};
 use crate::manager::Manager;
-
-/// Events that wait for a dom0 connection: beyond so many bytes it is closed.
-const MAX_WAITING_DOM0: usize = 64 << 20;
 
 /// Where a connection's bytes come from and go to.
 #[derive(Debug)]
@@ -35,6 +32,8 @@ pub struct Conn {
     pub transport: Transport,
     /// Bytes received and not yet taken up.
     pub input: Vec<u8>,
+    /// How many such bytes are elsewhere, while they are taken up.
+    pub taken_out: usize,
     /// Bytes and events to send.
     pub output: Output,
     /// Whether more may be had from the transport.
@@ -58,6 +57,11 @@ pub struct Conn {
 }
 
 impl Conn {
+    /// What is kept for it, in bytes.
+    pub fn held(&self) -> usize {
+        self.input.len() + self.taken_out + self.output.held()
+    }
+
     /// What has come and what waits to be sent is forgotten; a new start, for a failed connection as well.
     pub fn begin(&mut self) {
         self.input = Vec::new();
@@ -102,12 +106,13 @@ pub struct Io<W> {
     pub held: Vec<ConnId>,
     by_port: HashMap<Port, ConnId>,
     last_id: u64,
-    max_waiting_guest: usize,
+    /// The time, as far as it matters for events that wait.
+    pub clock: Seconds,
 }
 
 impl<W: StoreWorld> Io<W> {
     /// No connections yet.
-    pub fn new(world: W, max_waiting_guest: usize) -> Self {
+    pub fn new(world: W) -> Self {
         Io {
             world,
             journal: Journal::none(),
@@ -120,7 +125,7 @@ impl<W: StoreWorld> Io<W> {
             held: Vec::new(),
             by_port: HashMap::new(),
             last_id: 0,
-            max_waiting_guest,
+            clock: 0,
         }
     }
 
@@ -168,6 +173,7 @@ impl<W: StoreWorld> Io<W> {
         let conn = Conn {
             transport,
             input: Vec::new(),
+            taken_out: 0,
             output: Output::default(),
             readable: true,
             writable: true,
@@ -345,25 +351,22 @@ impl<W: StoreWorld> Host for Io<W> {
         }
     }
 
-    fn event(&mut self, id: ConnId, event: Event) {
+    fn event(&mut self, id: ConnId, event: Event, most: usize) {
         self.journal.answers.count();
+        let now = self.clock;
         let Some(conn) = self.conns.get_mut(&id) else {
             return;
-        };
-        let most = match &conn.transport {
-            Transport::Ring(ring) if ring.dom != DomId::DOM0 => self.max_waiting_guest,
-            _ => MAX_WAITING_DOM0,
         };
         if conn.failed.is_some() {
             return;
         }
-        if conn.output.waiting_size() >= most {
+        if conn.held() + event_size(&event) > most {
             if !self.doomed.contains(&id) {
                 self.doomed.push(id);
             }
             return;
         }
-        match conn.output.event(event) {
+        match conn.output.event(event, now) {
             Added::Bytes(bytes) => self.journal.output(id, bytes),
             Added::Waiting(event) => self.journal.waiting(id, event),
             Added::Nothing => {}
@@ -394,6 +397,21 @@ impl<W: StoreWorld> Host for Io<W> {
             self.go_on();
         }
         done
+    }
+
+    fn waiting_bytes(&mut self, id: ConnId) -> usize {
+        let bytes = self.conns.get(&id).map_or(0, Conn::held);
+        self.journal.answers.waiting(bytes);
+        bytes
+    }
+
+    fn buffered(&self, id: ConnId) -> Buffered {
+        self.conns
+            .get(&id)
+            .map_or(Buffered::default(), |conn| Buffered {
+                bytes: conn.held(),
+                replies: conn.output.replies(),
+            })
     }
 
     fn log(&mut self, line: &str) {

@@ -40,6 +40,8 @@ const EVENTS_PER_STEP: usize = 256;
 const REQUESTS_PER_TURN: usize = 64;
 /// How often the time is looked at while transactions wait for others.
 const TICK: Duration = Duration::from_millis(1);
+/// How often it is looked for events that have waited for too long.
+const EXPIRY_TICK: Duration = Duration::from_secs(1);
 /// Connections that are listened to before the first of them is answered.
 const GROUP: usize = 32;
 
@@ -56,6 +58,8 @@ pub struct Daemon<W> {
     /// The time that the core was told before this daemon began, and when that was.
     time_before: Duration,
     started: Instant,
+    /// How long events wait for a guest before they are forgotten, in whole seconds; for ever if 0.
+    event_timeout: u32,
 }
 
 /// What ended a connection.
@@ -74,16 +78,21 @@ impl<W: StoreWorld> Daemon<W> {
 
     /// A daemon that goes on with this store.
     fn with(core: Core, world: W) -> Daemon<W> {
-        let waiting = core.limits().queued_bytes;
         Daemon {
             core,
-            io: Io::new(world, waiting),
+            io: Io::new(world),
             world_ready: true,
             buffer: Vec::new(),
             served: Vec::new(),
             time_before: Duration::ZERO,
             started: Instant::now(),
+            event_timeout: 0,
         }
+    }
+
+    /// Sets how long events wait for a guest before they are forgotten, in whole seconds; for ever if 0.
+    pub fn set_event_timeout(&mut self, seconds: u32) {
+        self.event_timeout = seconds;
     }
 
     /// Connects our own kernel, and tells it that the store is there. `false` if it has no ring.
@@ -206,8 +215,43 @@ impl<W: StoreWorld> Daemon<W> {
     pub fn patience(&self) -> Option<Duration> {
         if self.has_work() {
             Some(Duration::ZERO)
+        } else if self.core.is_waited_for() || self.is_updating() {
+            Some(TICK)
         } else {
-            (self.core.is_waited_for() || self.is_updating()).then_some(TICK)
+            let waits = |conn: &io::Conn| conn.output.has_events();
+            let expires = self.event_timeout > 0 && self.io.conns.values().any(waits);
+            expires.then_some(EXPIRY_TICK)
+        }
+    }
+
+    /// Forgets the events that have waited for guests for too long.
+    fn expire_events(&mut self) {
+        let now = self.started.elapsed().as_secs() as u32;
+        if self.event_timeout == 0 || now == self.io.clock {
+            return;
+        }
+        self.io.clock = now;
+        let before = now.saturating_sub(self.event_timeout);
+        for (id, conn) in &mut self.io.conns {
+            let Transport::Ring(ring) = &conn.transport else {
+                continue;
+            };
+            if ring.dom == DomId::DOM0 {
+                continue;
+            }
+            let dropped = conn.output.expire(before);
+            if dropped == 0 {
+                continue;
+            }
+            self.io.journal.dropped(*id, dropped);
+            self.io.journal.commit();
+            conn.faults = conn.faults.saturating_add(1);
+            if conn.faults.is_power_of_two() {
+                let dom = ring.dom;
+                log(&format!(
+                    "domain {dom} does not take its events: old ones are forgotten"
+                ));
+            }
         }
     }
 
@@ -233,6 +277,7 @@ impl<W: StoreWorld> Daemon<W> {
     pub fn step(&mut self) -> Result<bool, Error> {
         self.keep_journal_short();
         let mut busy = self.take_events()?;
+        self.expire_events();
         if self.core.is_waited_for() {
             let now = self.time_before + self.started.elapsed();
             self.io.journal.begin(ConnId(0));
@@ -319,6 +364,10 @@ impl<W: StoreWorld> Daemon<W> {
     fn listen(&mut self, id: ConnId) -> Result<bool, End> {
         if self.is_reconnected(id) {
             return Ok(true);
+        }
+        let most = self.core.most_outstanding(id);
+        if let Some(conn) = self.io.conns.get_mut(&id) {
+            conn.output.set_most_replies(most);
         }
         let moved = self.flush(id)?;
         Ok(self.take_requests(id)? | moved)
@@ -440,6 +489,7 @@ impl<W: StoreWorld> Daemon<W> {
         }
         // Taken out, so that the core may queue output to the connection, or end it.
         let mut input = std::mem::take(&mut conn.input);
+        conn.taken_out = input.len();
         let (used, result) = self.carry_out(id, &input, left);
         input.drain(..used);
         if input.is_empty() {
@@ -447,6 +497,7 @@ impl<W: StoreWorld> Daemon<W> {
         }
         if let Some(conn) = self.io.conns.get_mut(&id) {
             conn.input = input;
+            conn.taken_out = 0;
         }
         result
     }

@@ -8,12 +8,10 @@ use std::collections::{HashSet, VecDeque};
 
 use xs_wire::{Header, Op};
 
-use crate::core::Event;
+use crate::core::{Event, account};
 
 /// More bytes than this waiting, and no further request is taken up.
 const HIGH_WATER: usize = 64 << 10;
-/// What an event is counted as beside its text.
-const EVENT_OVERHEAD: usize = 64;
 
 /// What has become of an event.
 #[derive(Debug)]
@@ -27,21 +25,57 @@ pub enum Added<'a> {
 }
 
 /// One client's output.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Output {
     bytes: Vec<u8>,
     sent: usize,
     /// How many of the first bytes are the rest of a message that was sent in part before they came here.
     cut: usize,
+    /// Bytes that were in `bytes` before what is there now.
+    passed: u64,
+    /// Where replies end that are not sent whole, from the first byte ever; kept only if they are counted.
+    replies: VecDeque<u64>,
+    most_replies: usize,
     waiting: VecDeque<Event>,
+    /// Since when each of them waits.
+    since: VecDeque<Seconds>,
     known: HashSet<Event>,
     waiting_size: usize,
+}
+
+/// Time from some start.
+pub type Seconds = u32;
+
+impl Default for Output {
+    fn default() -> Output {
+        Output {
+            bytes: Vec::new(),
+            sent: 0,
+            cut: 0,
+            passed: 0,
+            replies: VecDeque::new(),
+            most_replies: usize::MAX,
+            waiting: VecDeque::new(),
+            since: VecDeque::new(),
+            known: HashSet::new(),
+            waiting_size: 0,
+        }
+    }
 }
 
 impl Output {
     /// Whether so little waits that another request may be taken up.
     pub fn has_room(&self) -> bool {
+        self.takes_bytes() && self.replies.len() < self.most_replies
+    }
+
+    fn takes_bytes(&self) -> bool {
         self.waiting.is_empty() && self.bytes.len() - self.sent < HIGH_WATER
+    }
+
+    /// Sets how many replies may wait before no further request is taken up; they are not counted if any number may.
+    pub fn set_most_replies(&mut self, most: usize) {
+        self.most_replies = most;
     }
 
     /// Whether nothing waits.
@@ -49,9 +83,28 @@ impl Output {
         self.sent == self.bytes.len() && self.waiting.is_empty()
     }
 
-    /// About how much memory the waiting events take, in bytes.
-    pub fn waiting_size(&self) -> usize {
-        self.waiting_size
+    /// What is kept here, in bytes as [`account`] counts.
+    pub fn held(&self) -> usize {
+        self.bytes.len() + self.waiting_size + account::REPLY * self.replies.len()
+    }
+
+    /// How many replies wait, if they are counted.
+    pub fn replies(&self) -> usize {
+        self.replies.len()
+    }
+
+    /// Whether events wait that are not bytes yet.
+    pub fn has_events(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Forgets the events that have waited since before that time; returns how many.
+    pub fn expire(&mut self, before: Seconds) -> usize {
+        let mut count = 0;
+        while self.since.front().is_some_and(|since| *since < before) && self.take_one().is_some() {
+            count += 1;
+        }
+        count
     }
 
     /// Adds a reply; returns its bytes.
@@ -64,12 +117,16 @@ impl Output {
         };
         self.bytes.extend_from_slice(&header.encode());
         self.bytes.extend_from_slice(body);
+        if self.most_replies != usize::MAX {
+            let end = self.passed + self.bytes.len() as u64;
+            self.replies.push_back(end);
+        }
         &self.bytes[from..]
     }
 
     /// Adds an event; returns what has become of it.
-    pub fn event(&mut self, event: Event) -> Added<'_> {
-        if self.has_room() {
+    pub fn event(&mut self, event: Event, now: Seconds) -> Added<'_> {
+        if self.takes_bytes() {
             let from = self.bytes.len();
             self.encode(&event);
             Added::Bytes(&self.bytes[from..])
@@ -77,6 +134,9 @@ impl Output {
             Added::Nothing
         } else {
             self.wait(event);
+            if let Some(since) = self.since.back_mut() {
+                *since = now;
+            }
             self.waiting.back().map_or(Added::Nothing, Added::Waiting)
         }
     }
@@ -88,9 +148,10 @@ impl Output {
 
     /// Adds an event behind all that waits.
     pub fn wait(&mut self, event: Event) {
-        self.waiting_size += size(&event);
+        self.waiting_size += event_size(&event);
         self.known.insert(event.clone());
         self.waiting.push_back(event);
+        self.since.push_back(0);
     }
 
     /// Makes bytes of events that wait, while there is room; returns of how many.
@@ -104,9 +165,7 @@ impl Output {
 
     /// Makes bytes of the first event that waits; `None` if none does.
     pub fn move_one(&mut self) -> Option<()> {
-        let event = self.waiting.pop_front()?;
-        self.known.remove(&event);
-        self.waiting_size -= size(&event);
+        let event = self.take_one()?;
         self.encode(&event);
         Some(())
     }
@@ -124,12 +183,18 @@ impl Output {
     /// Takes note that so many of the bytes were sent.
     pub fn sent(&mut self, len: usize) {
         self.sent += len;
+        let gone = self.passed + self.sent as u64;
+        while self.replies.front().is_some_and(|end| *end <= gone) {
+            self.replies.pop_front();
+        }
         if self.sent == self.bytes.len() {
+            self.passed = gone;
             self.bytes.clear();
             (self.sent, self.cut) = (0, 0);
             // Memory that a burst took is given back.
             self.bytes.shrink_to(HIGH_WATER);
         } else if self.sent > HIGH_WATER {
+            self.passed = gone;
             self.cut = self.partial();
             self.bytes.drain(..self.sent);
             self.sent = 0;
@@ -194,6 +259,19 @@ impl Output {
         output
     }
 
+    /// Takes the first event that waits.
+    pub fn take_one(&mut self) -> Option<Event> {
+        let event = self.waiting.pop_front()?;
+        self.since.pop_front();
+        self.known.remove(&event);
+        self.waiting_size -= event_size(&event);
+        if self.waiting.is_empty() {
+            // Memory that a burst took is given back.
+            (self.waiting, self.since, self.known) = Default::default();
+        }
+        Some(event)
+    }
+
     fn encode(&mut self, event: &Event) {
         let path = event.shown_path().as_bytes();
         let header = Header {
@@ -222,8 +300,9 @@ fn message_size(bytes: &[u8]) -> usize {
     size.min(bytes.len())
 }
 
-fn size(event: &Event) -> usize {
-    event.path.len() + event.token.len() + EVENT_OVERHEAD
+/// What an event that waits is counted as.
+pub fn event_size(event: &Event) -> usize {
+    event.path.len() + event.token.len() + account::EVENT
 }
 
 #[cfg(test)]
@@ -250,7 +329,7 @@ mod tests {
         output.reply(Op::Read, &request, b"abc");
         assert!(output.has_room());
         for n in (0..10_000).chain(0..10_000) {
-            output.event(event(n));
+            output.event(event(n), 0);
         }
         assert!(!output.has_room());
         assert!(
@@ -269,7 +348,7 @@ mod tests {
             got.extend_from_slice(&bytes[..len]);
             output.sent(len);
         }
-        assert_eq!((output.waiting_size(), output.is_empty()), (0, true));
+        assert_eq!((output.held(), output.is_empty()), (0, true));
         let frame = xs_wire::peek(&got).unwrap().unwrap();
         let header = frame.header;
         assert_eq!((header.req_id, header.tx_id, header.len), (9, 3, 3));
@@ -290,5 +369,57 @@ mod tests {
         unique.dedup();
         assert_eq!(unique.len(), 10_000);
         assert_eq!(seen[..10_000], (0..10_000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn replies_are_counted_until_they_are_sent() {
+        let mut output = Output::default();
+        let request = Header {
+            op: 2,
+            req_id: 9,
+            tx_id: 3,
+            len: 77,
+        };
+        output.set_most_replies(3);
+        for left in [2, 1, 0] {
+            output.reply(Op::Read, &request, b"abcd");
+            assert_eq!(output.has_room(), left > 0);
+        }
+        output.event(event(1), 0);
+        let len = output.bytes().len();
+        for (sent, replies) in [(19, 3), (1, 2), (20, 1), (25, 0)] {
+            output.sent(sent);
+            assert_eq!(output.replies(), replies);
+            assert!(output.has_room() || replies == 3);
+        }
+        output.sent(len - 65);
+        assert_eq!((output.held(), output.is_empty()), (0, true));
+        output.reply(Op::Read, &request, b"");
+        output.sent(16);
+        assert_eq!(output.replies(), 0);
+    }
+
+    #[test]
+    fn old_events_go() {
+        let mut output = Output::default();
+        let request = Header {
+            op: 2,
+            req_id: 9,
+            tx_id: 3,
+            len: 77,
+        };
+        while output.has_room() {
+            output.reply(Op::Read, &request, &[0; 1000]);
+        }
+        let full = output.held();
+        for n in 0..100 {
+            output.event(event(n), n as u32 / 10);
+        }
+        assert_eq!((output.expire(0), output.expire(3)), (0, 30));
+        assert!(output.held() > full && output.has_events());
+        assert_eq!(output.expire(10), 70);
+        assert_eq!((output.held(), output.has_events()), (full, false));
+        output.event(event(7), 11);
+        assert!(output.has_events());
     }
 }

@@ -3,7 +3,7 @@
 use xen_sys::{DomId, Errno, Port};
 use xs_wire::{Header, Op};
 
-use crate::core::{ConnId, DomainReport, DomainState, Event, Host, Identity};
+use crate::core::{Buffered, ConnId, DomainReport, DomainState, Event, Host, Identity};
 
 /// Answers in the order in which they were asked for.
 #[derive(Debug, Default)]
@@ -78,6 +78,12 @@ impl Answers {
             Ok(()) => self.bytes.push(0),
             Err(errno) => self.failed(errno),
         }
+    }
+
+    /// To [`Host::waiting_bytes`].
+    pub fn waiting(&mut self, bytes: usize) {
+        let bytes = u32::try_from(bytes).unwrap_or(u32::MAX);
+        self.bytes.extend_from_slice(&bytes.to_le_bytes());
     }
 
     fn failed(&mut self, errno: Errno) {
@@ -174,8 +180,16 @@ impl Host for Replay<'_> {
         self.outputs = self.outputs.wrapping_add(1);
     }
 
-    fn event(&mut self, _: ConnId, _: Event) {
+    fn event(&mut self, _: ConnId, _: Event, _: usize) {
         self.outputs = self.outputs.wrapping_add(1);
+    }
+
+    fn waiting_bytes(&mut self, _: ConnId) -> usize {
+        u32::from_le_bytes(self.take()) as usize
+    }
+
+    fn buffered(&self, _: ConnId) -> Buffered {
+        Buffered::default()
     }
 
     fn log(&mut self, _: &str) {}

@@ -208,6 +208,11 @@ impl Journal {
         self.io(Kind::Moved, events, conn, [&[], &[]]);
     }
 
+    /// Events that waited were forgotten.
+    pub fn dropped(&mut self, conn: ConnId, events: usize) {
+        self.io(Kind::Dropped, events, conn, [&[], &[]]);
+    }
+
     /// Bytes were put on a ring.
     pub fn given(&mut self, conn: ConnId, len: usize) {
         self.io(Kind::Given, len, conn, [&[], &[]]);

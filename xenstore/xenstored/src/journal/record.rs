@@ -37,6 +37,8 @@ pub enum Kind {
     Given = 12,
     /// A ring begins anew: as `Open`, and what was kept of its input and output is dropped.
     Rebound = 13,
+    /// The first `aux` events that waited were forgotten.
+    Dropped = 14,
     /// A piece of a snapshot.
     Snapshot = 32,
     /// A request was carried out.
@@ -58,9 +60,9 @@ pub enum Kind {
 impl Kind {
     fn from_code(code: u8) -> Option<Kind> {
         use Kind::*;
-        const ALL: [Kind; 21] = [
+        const ALL: [Kind; 22] = [
             Counts, Open, Close, Received, Kept, More, Done, Output, Waiting, Moved, Sent, Given,
-            Rebound, Snapshot, Request, Attach, Detach, Domains, Time, Answers, Restart,
+            Rebound, Dropped, Snapshot, Request, Attach, Detach, Domains, Time, Answers, Restart,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == code)
     }

@@ -172,6 +172,11 @@ impl Recovered {
                     conn.output.move_one()?;
                 }
             }
+            Kind::Dropped => {
+                for _ in 0..len {
+                    conn.output.take_one()?;
+                }
+            }
             Kind::Sent | Kind::Given => conn.sent(len)?,
             Kind::Rebound => {
                 conn.what = What::decode(record.payload)?;

@@ -20,7 +20,7 @@ use super::{
     WatchState,
 };
 use crate::core::acl::{Acl, Actor, DomLife, Entry};
-use crate::core::limits::Limits;
+use crate::core::limits::{Limits, QUOTAS};
 use crate::core::path;
 use crate::core::transaction::Update;
 use crate::core::tree::{Builder, Node, Tree};
@@ -140,27 +140,8 @@ impl Encoder {
     }
 
     fn limits(&mut self, limits: &Limits) {
-        let Limits {
-            nodes,
-            node_size,
-            watches,
-            transactions,
-            transaction_nodes,
-            transaction_bytes,
-            permissions,
-            queued_bytes,
-        } = limits;
-        for value in [nodes, watches, transactions] {
-            self.num((*value).into());
-        }
-        for value in [
-            node_size,
-            transaction_nodes,
-            transaction_bytes,
-            permissions,
-            queued_bytes,
-        ] {
-            self.num(*value as u64);
+        for quota in &QUOTAS {
+            self.num(quota.get(limits).into());
         }
     }
 
@@ -373,16 +354,11 @@ impl<'a> Decoder<'a> {
     }
 
     fn limits(&mut self) -> Result<Limits> {
-        Ok(Limits {
-            nodes: self.small()?,
-            watches: self.small()?,
-            transactions: self.small()?,
-            node_size: self.small()?,
-            transaction_nodes: self.small()?,
-            transaction_bytes: self.small()?,
-            permissions: self.small()?,
-            queued_bytes: self.small()?,
-        })
+        let mut limits = Limits::none();
+        for quota in &QUOTAS {
+            quota.set(&mut limits, self.small()?);
+        }
+        Ok(limits)
     }
 
     fn life(&mut self) -> Result<DomLife> {

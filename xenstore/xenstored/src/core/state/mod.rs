@@ -20,14 +20,15 @@ use super::acl::{Acl, Actor, DomLife};
 pub use super::domains::SpecialAcls;
 
 use super::domains::Domain;
-use super::limits::{Limits, QUOTAS};
+use super::held::Usage;
+use super::limits::{Limits, Quota};
 use super::ops::Owned;
 use super::settings::Quotas;
 use super::transaction::{Transaction, Update};
 use super::tree::Tree;
 use super::turns::{Turns, Waiting};
 use super::watch::{Watch, Watches};
-use super::{Client, ConnId, ConnMap, Core, Identity};
+use super::{Client, ConnId, ConnMap, Core, Identity, account};
 use diff::Delta;
 
 /// A store as values.
@@ -246,6 +247,7 @@ impl Core {
             departed: HashMap::new(),
             last_life: state.last_life,
             last_transaction: state.last_transaction,
+            most: Usage::default(),
         }
     }
 
@@ -301,7 +303,7 @@ fn domain_state((dom, domain): (&DomId, &Domain)) -> DomainState {
 }
 
 fn domain_of(state: DomainState, all: &Limits) -> Domain {
-    let known = |name: &str| QUOTAS.iter().find(|known| **known == name).copied();
+    let known = |name: &str| Quota::find(name).map(|quota| quota.name);
     let quotas = state.quotas.into_iter();
     let quotas: Quotas = quotas
         .filter_map(|(name, value)| Some((known(&name)?, value)))
@@ -316,6 +318,9 @@ fn domain_of(state: DomainState, all: &Limits) -> Domain {
         quotas,
         limits: None,
         special_acls: state.special_acls,
+        most: Usage::default(),
+        over_soft: false,
+        times_over_soft: 0,
     };
     domain.apply_quotas(all);
     domain
@@ -326,6 +331,7 @@ fn client(state: ConnectionState, watches: &mut Watches) -> Client {
     client.contends = state.contends;
     client.no_turn_until = state.no_turn_until;
     for watch in state.watches {
+        let added_token = watch.token.clone();
         let added = Watch {
             conn: state.id,
             token: watch.token,
@@ -334,6 +340,7 @@ fn client(state: ConnectionState, watches: &mut Watches) -> Client {
         };
         if watches.add(&watch.path, added) {
             client.watch_count += 1;
+            client.watch_bytes += account::watch(&watch.path, &added_token);
             *client.watched.entry(watch.path).or_default() += 1;
         }
     }

@@ -33,6 +33,8 @@ pub struct World {
     pub refuse_connect: bool,
     pub connected: BTreeMap<u64, (u16, u32)>,
     pub features: BTreeMap<u64, u32>,
+    pub buffered: BTreeMap<u64, Buffered>,
+    pub logged: Vec<String>,
     last: u64,
 }
 
@@ -81,13 +83,23 @@ impl Host for World {
         self.sent.push((conn, Sent::Reply(op, body.to_vec())));
     }
 
-    fn event(&mut self, conn: ConnId, event: Event) {
+    fn event(&mut self, conn: ConnId, event: Event, _: usize) {
         let token = String::from_utf8_lossy(&event.token).into_owned();
         let event = Sent::Event(event.shown_path().to_owned(), token);
         self.sent.push((conn, event));
     }
 
-    fn log(&mut self, _: &str) {}
+    fn waiting_bytes(&mut self, conn: ConnId) -> usize {
+        self.buffered(conn).bytes
+    }
+
+    fn buffered(&self, conn: ConnId) -> Buffered {
+        self.buffered.get(&conn.0).copied().unwrap_or_default()
+    }
+
+    fn log(&mut self, line: &str) {
+        self.logged.push(line.to_owned());
+    }
 }
 
 pub struct Store {

@@ -28,7 +28,7 @@ fn quotas_are_set_for_all_and_for_one() {
         (Request::SetQuota(None, b"watches", 1), Ok("OK")),
         (Request::SetQuota(None, b"nodes", 5), Ok("OK")),
         (Request::SetQuota(one, b"transactions", 1), Ok("OK")),
-        (Request::SetQuota(None, b"memory", 5), Err(Errno::EINVAL)),
+        (Request::SetQuota(None, b"memories", 5), Err(Errno::EINVAL)),
         (Request::SetQuota(nine, b"nodes", 5), Err(Errno::ENOENT)),
         (
             Request::SetQuota(Some(DomId(0)), b"nodes", 5),

@@ -9,7 +9,7 @@ use xen_sys::DomId;
 use xs_stream::{DomainData, Node, Permission, Quota, Quotas, Watch, Writer};
 
 use crate::core::acl::{Acl, Actor, DomLife, Entry};
-use crate::core::limits::{Limits, QUOTAS};
+use crate::core::limits::{self, Limits, QUOTAS};
 use crate::core::path::{self, Checked, INTRODUCE_DOMAIN, RELEASE_DOMAIN};
 use crate::core::settings;
 use crate::core::state::{ConnectionState, DomainState, State, WatchState};
@@ -25,9 +25,9 @@ const RENAMED: [(&str, &str); 1] = [("permissions", "node-permissions")];
 
 /// Writes what is no connection: quotas, special names, nodes, domains' quotas. Watches come with their connections.
 pub fn write(state: &State, to: &mut Writer) {
-    let quota = |name: &&'static str| Quota {
-        name: c_name(name).as_bytes(),
-        value: bound(state.limits.quota(name).unwrap_or(0)),
+    let quota = |quota: &limits::Quota| Quota {
+        name: c_name(quota.name).as_bytes(),
+        value: quota.get(&state.limits),
     };
     to.global_quota(&QUOTAS.iter().map(quota).collect::<Vec<_>>());
     let lives: HashMap<DomId, u32> = state
@@ -55,7 +55,7 @@ pub fn write(state: &State, to: &mut Writer) {
         true
     });
     for domain in state.domains.iter().filter(|domain| domain.introduced) {
-        let quota = |(name, value): &'_ (String, u32)| (c_name(name).to_owned(), bound(*value));
+        let quota = |(name, value): &'_ (String, u32)| (c_name(name).to_owned(), *value);
         let quotas: Vec<(String, u32)> = domain.quotas.iter().map(quota).collect();
         let quotas: Vec<Quota<'_>> = quotas
             .iter()
@@ -85,11 +85,6 @@ pub fn write_watches(number: u32, connection: &ConnectionState, to: &mut Writer)
     }
 }
 
-/// A quota as C tells it, where 0 has no bound.
-fn bound(value: u32) -> u32 {
-    if value == u32::MAX { 0 } else { value }
-}
-
 fn c_name(name: &str) -> &str {
     let other = RENAMED.iter().find(|(ours, _)| *ours == name);
     other.map_or(name, |(_, theirs)| theirs)
@@ -98,17 +93,8 @@ fn c_name(name: &str) -> &str {
 /// A quota of C's as ours, if it is one of ours.
 fn quota(quota: &Quota<'_>) -> Option<(&'static str, u32)> {
     let name = str::from_utf8(quota.name).ok()?;
-    let other = RENAMED.iter().find(|(_, theirs)| *theirs == name);
-    let name = other.map_or(name, |(ours, _)| ours);
-    let known = QUOTAS.iter().find(|known| **known == name)?;
-    Some((
-        known,
-        if quota.value == 0 {
-            u32::MAX
-        } else {
-            quota.value
-        },
-    ))
+    let known = limits::Quota::find(name)?;
+    Some((known.name, quota.value))
 }
 
 /// Makes a store of C's records, as they come.
@@ -212,8 +198,9 @@ impl Reader {
     /// Quotas that hold for all.
     pub fn global_quota(&mut self, quotas: &Quotas<'_>) {
         for (name, value) in quotas.iter().filter_map(|q| quota(&q)) {
-            // The name is one of ours.
-            let _ = self.state.limits.set_quota(name, value);
+            if let Some(quota) = limits::Quota::find(name) {
+                quota.set(&mut self.state.limits, value);
+            }
         }
     }
 
