@@ -1,6 +1,6 @@
 //! Takes values out of a configuration's entries, complaining about wrong ones.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::diag::{Severity, Span};
 use super::disk::{DiskConfig, DiskFormat};
@@ -162,6 +162,24 @@ impl<'a> Getter<'a, '_, '_> {
     }
 
     pub(super) fn kernel(&mut self) -> Option<PathBuf> {
+        match self.text("firmware") {
+            None | Some("") => {}
+            Some("pvgrub64") => {
+                if let Some(entry) = self.entry("kernel") {
+                    let message = "`kernel` is ignored because `firmware` is given".to_string();
+                    self.cx.say(Severity::Warning, entry.span, message, None);
+                }
+                return Some(pvgrub64());
+            }
+            Some(other) => {
+                let message = format!("{other:?} is no firmware for a 64-bit PV guest");
+                if let Some(entry) = self.entry("firmware") {
+                    let help = "pvgrub64, or name the kernel with kernel=";
+                    self.cx.error(entry.value.span, message, Some(help));
+                }
+                return None;
+            }
+        }
         match self.text("kernel") {
             Some("") | None => {
                 // A wrong value has been complained about.
@@ -337,4 +355,16 @@ pub fn name_fault(name: &str) -> Option<&'static str> {
     } else {
         None
     }
+}
+
+/// Where packages put the boot loader that runs as a PV guest: Debian's grub-xen-bin, Xen's own build.
+const PVGRUB64: [&str; 3] = [
+    "/usr/lib/grub-xen/grub-x86_64-xen.bin",
+    "/usr/lib/xen/boot/pvgrub64.bin",
+    "/usr/lib/xen/boot/pvgrub64",
+];
+
+fn pvgrub64() -> PathBuf {
+    let found = PVGRUB64.iter().find(|path| Path::new(path).exists());
+    found.unwrap_or(&PVGRUB64[0]).into()
 }

@@ -88,10 +88,7 @@ pub const KEYS: &[(&str, Use)] = &[
         ),
     ),
     ("bootloader_args", Use::NotYet),
-    (
-        "firmware",
-        Use::Refused("firmware is not supported yet: name the kernel with kernel="),
-    ),
+    ("firmware", Use::Full),
     ("vnuma", Use::Refused("a PV guest has no virtual NUMA")),
     ("timer_mode", Use::Refused("a PV guest has no timer mode")),
     ("acpi", Use::NotPv),

@@ -6,16 +6,18 @@
 mod line;
 mod log;
 mod terminal;
+mod waiting;
 
-use std::collections::BTreeMap;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::epoll::EventFlags;
 use xen_backend::daemon::{self, Failure, Ready, Signals};
 use xen_hal::{
-    AccessMode, DomainControl, EventChannels, ForeignGrants, Store, StoreError, StoreExt,
+    AccessMode, DomainControl, DomainInfo, EventChannels, ForeignGrants, Store, StoreError,
+    StoreExt,
 };
 use xen_ring::{ByteRing, CONSOLE};
 use xen_sys::{DomId, GrantRef, Port};
@@ -26,6 +28,7 @@ use crate::store::text;
 pub use line::{Line, Moved};
 pub use log::LogFile;
 pub use terminal::Terminal;
+use waiting::{Happened, Waiting};
 
 /// Where a toolstack sees that this daemon runs.
 pub const NODE: &str = "/tool/xlrs/console";
@@ -73,24 +76,27 @@ pub fn serve<W: World>(
     signals: &Signals,
     mut ready: Ready,
 ) -> Result<(), Failure> {
+    let store = world.store();
     let mut daemon = Daemon {
         world,
         log_folder,
+        waiting: Waiting::new(signals.as_fd(), store.as_fd(), world.events().as_fd())?,
         guests: BTreeMap::new(),
+        ports: HashMap::new(),
+        due: BTreeSet::new(),
         endings: Vec::new(),
     };
-    let store = world.store();
     store.watch("@introduceDomain", INTRODUCED)?;
     store.watch("@releaseDomain", RELEASED)?;
-    daemon.look_around()?;
+    daemon.look_around(DomId::DOM0)?;
     store.write_display(None, NODE, &std::process::id())?;
     ready.announce()?;
     loop {
         while let Some(event) = store.next_event()? {
             daemon.on_watch(&event.token)?;
         }
-        let busy = daemon.carry();
-        if daemon.wait(signals.as_fd(), busy)? {
+        daemon.carry();
+        if daemon.wait()? {
             break;
         }
     }
@@ -104,7 +110,12 @@ pub fn serve<W: World>(
 struct Daemon<'a, W: World> {
     world: &'a W,
     log_folder: Option<PathBuf>,
+    waiting: Waiting,
     guests: BTreeMap<u16, Guest<'a, W>>,
+    /// Whose port it is.
+    ports: HashMap<u32, u16>,
+    /// Guests of which something can be moved: only these are looked at.
+    due: BTreeSet<u16>,
     endings: Vec<Ending>,
 }
 
@@ -143,35 +154,76 @@ struct Open<'a, W: World> {
     line: Line<<W::Grants as ForeignGrants>::Mapping>,
     terminal: Terminal,
     log: Option<LogFile>,
+    /// What of the terminal is waited for now.
+    waits_for: EventFlags,
 }
 
 impl<'a, W: World> Daemon<'a, W> {
     fn on_watch(&mut self, token: &str) -> Result<(), Failure> {
         if let Some(number) = token.strip_prefix(GUEST_TOKEN) {
             let number = number.parse()?;
-            if let Some(guest) = self.guests.get_mut(&number) {
-                guest.try_open(self.world, self.log_folder.as_deref());
+            if let Some(guest) = self.guests.get_mut(&number)
+                && let Some(port) = guest.try_open(self.world, self.log_folder.as_deref())
+            {
+                self.ports.insert(port.0, number);
+                self.due.insert(number);
             }
             return Ok(());
         }
-        self.look_around()
+        // Xen counts upwards, so that a new guest is most likely behind those that are known.
+        match self.guests.last_key_value() {
+            Some((last, _)) if token == INTRODUCED => {
+                self.look_for_new(DomId(last.saturating_add(1)))
+            }
+            _ => self.look_around(DomId::DOM0),
+        }
+    }
+
+    fn look_for_new(&mut self, first: DomId) -> Result<(), Failure> {
+        match self.world.control().list_from(first)? {
+            list if list.is_empty() => self.look_around(DomId::DOM0),
+            list => self.take_on(&list),
+        }
     }
 
     /// Compares what Xen says with what is known: takes new guests on, lets go of those that ended.
-    fn look_around(&mut self) -> Result<(), Failure> {
-        let list = self.world.control().list()?;
-        let store = self.world.store();
-        let endings = &mut self.endings;
-        self.guests.retain(|number, guest| {
-            let there = list
-                .iter()
-                .any(|info| info.dom.0 == *number && info.uuid == guest.uuid && !info.flags.dying);
-            if !there {
-                endings.extend(guest.close(store));
+    fn look_around(&mut self, first: DomId) -> Result<(), Failure> {
+        let list = self.world.control().list_from(first)?;
+        let there: HashMap<u16, [u8; 16]> = list
+            .iter()
+            .filter(|info| !info.flags.dying)
+            .map(|info| (info.dom.0, info.uuid))
+            .collect();
+        let gone = self
+            .guests
+            .iter()
+            .filter(|(number, guest)| there.get(number) != Some(&guest.uuid));
+        let gone: Vec<u16> = gone.map(|(number, _)| *number).collect();
+        for number in gone {
+            if let Some(mut guest) = self.guests.remove(&number) {
+                self.close(&mut guest);
             }
-            there
-        });
-        for info in &list {
+        }
+        self.take_on(&list)
+    }
+
+    fn close(&mut self, guest: &mut Guest<'a, W>) {
+        if let Some(open) = &guest.open {
+            self.ports.remove(&open.port.0);
+            self.waiting.for_terminal(
+                &open.terminal,
+                guest.dom,
+                open.waits_for,
+                EventFlags::empty(),
+            );
+        }
+        self.due.remove(&guest.dom.0);
+        self.endings.extend(guest.close(self.world.store()));
+    }
+
+    fn take_on(&mut self, list: &[DomainInfo]) -> Result<(), Failure> {
+        let store = self.world.store();
+        for info in list {
             let dom = info.dom;
             if dom == DomId::DOM0 || info.flags.dying || self.guests.contains_key(&dom.0) {
                 continue;
@@ -192,71 +244,81 @@ impl<'a, W: World> Daemon<'a, W> {
         Ok(())
     }
 
-    /// Moves what can be moved without waiting; says whether there is more.
-    fn carry(&mut self) -> bool {
-        let mut busy = false;
-        for guest in self.guests.values_mut() {
+    /// Moves what can be moved without waiting.
+    fn carry(&mut self) {
+        for number in std::mem::take(&mut self.due) {
+            let Some(guest) = self.guests.get_mut(&number) else {
+                continue;
+            };
             let Some(open) = &mut guest.open else {
                 continue;
             };
             match open.carry() {
-                Ok(more) => busy |= more,
+                Ok(more) => {
+                    if more {
+                        self.due.insert(number);
+                    }
+                    let wanted = open.wanted();
+                    self.waiting
+                        .for_terminal(&open.terminal, guest.dom, open.waits_for, wanted);
+                    open.waits_for = wanted;
+                }
                 Err(error) => {
                     daemon::log(&format!(
                         "domain {}: {error}; its console is closed",
                         guest.dom
                     ));
-                    let ending = guest.close(self.world.store());
-                    self.endings.extend(ending);
-                    guest.broken = true;
+                    if let Some(mut guest) = self.guests.remove(&number) {
+                        self.close(&mut guest);
+                        guest.broken = true;
+                        self.guests.insert(number, guest);
+                    }
                 }
             }
         }
-        busy
     }
 
     /// Waits for anything to happen; `true` if the daemon shall end.
-    fn wait(&mut self, signals: BorrowedFd<'_>, busy: bool) -> Result<bool, Failure> {
-        let events = self.world.events();
-        let mut fds = vec![
-            PollFd::from_borrowed_fd(signals, PollFlags::IN),
-            PollFd::new(self.world.store(), PollFlags::IN),
-            PollFd::new(events, PollFlags::IN),
-        ];
-        for open in self.guests.values().filter_map(|guest| guest.open.as_ref()) {
-            let flags = open.wanted();
-            if !flags.is_empty() {
-                fds.push(PollFd::new(&open.terminal, flags));
-            }
-        }
+    fn wait(&mut self) -> Result<bool, Failure> {
         self.endings.retain_mut(Ending::goes_on);
         let time = |tv_nsec| rustix::event::Timespec { tv_sec: 0, tv_nsec };
-        let limit = match (busy, self.endings.is_empty()) {
-            (true, _) => Some(time(0)),
-            (false, false) => Some(time(LAST_WORDS_STEP_NS)),
-            (false, true) => None,
+        let limit = match (self.due.is_empty(), self.endings.is_empty()) {
+            (false, _) => Some(time(0)),
+            (true, false) => Some(time(LAST_WORDS_STEP_NS)),
+            (true, true) => None,
         };
-        match poll(&mut fds, limit.as_ref()) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(format!("poll: {error}").into()),
-        }
-        if !fds[0].revents().is_empty() {
-            return Ok(true);
-        }
-        while let Some(port) = events.next_pending()? {
-            let open = self.guests.values_mut().filter_map(|g| g.open.as_mut());
-            for open in open {
-                open.masked |= open.port == port;
+        for happened in self.waiting.wait(limit.as_ref())? {
+            match happened {
+                Happened::Signal => return Ok(true),
+                // It is read before all else.
+                Happened::Store => {}
+                Happened::Port => self.take_ports()?,
+                Happened::Terminal(number) => {
+                    self.due.insert(number);
+                }
             }
         }
         Ok(false)
     }
+
+    fn take_ports(&mut self) -> Result<(), Failure> {
+        while let Some(port) = self.world.events().next_pending()? {
+            let number = self.ports.get(&port.0).copied();
+            let guest = number.and_then(|number| self.guests.get_mut(&number));
+            if let Some(open) = guest.and_then(|guest| guest.open.as_mut()) {
+                open.masked = true;
+                self.due.extend(number);
+            }
+        }
+        Ok(())
+    }
 }
 
 impl<'a, W: World> Guest<'a, W> {
-    fn try_open(&mut self, world: &'a W, log_folder: Option<&std::path::Path>) {
+    /// Opens the console if there is something to open; its port then.
+    fn try_open(&mut self, world: &'a W, log_folder: Option<&std::path::Path>) -> Option<Port> {
         if self.open.is_some() || self.broken {
-            return;
+            return None;
         }
         match self.open(world, log_folder) {
             Ok(open) => self.open = open,
@@ -265,6 +327,7 @@ impl<'a, W: World> Guest<'a, W> {
                 self.broken = true;
             }
         }
+        self.open.as_ref().map(|open| open.port)
     }
 
     /// Opens the console if the toolstack has declared it.
@@ -303,6 +366,7 @@ impl<'a, W: World> Guest<'a, W> {
             line: Line::new(ByteRing::daemon(memory, CONSOLE)),
             log,
             terminal,
+            waits_for: EventFlags::empty(),
         };
         store.write(None, &tty, open.terminal.path().as_bytes())?;
         events.notify(port)?;
@@ -368,13 +432,13 @@ impl<W: World> Open<'_, W> {
         Ok(moved.more)
     }
 
-    fn wanted(&self) -> PollFlags {
-        let mut flags = PollFlags::empty();
+    fn wanted(&self) -> EventFlags {
+        let mut flags = EventFlags::empty();
         if self.line.room_for_guest().is_ok_and(|room| room > 0) {
-            flags |= PollFlags::IN;
+            flags |= EventFlags::IN;
         }
         if !self.line.for_user().is_empty() {
-            flags |= PollFlags::OUT;
+            flags |= EventFlags::OUT;
         }
         flags
     }

@@ -1,5 +1,6 @@
 //! Kernel and ramdisk files: found, read, unpacked, checked, before Xen is touched.
 
+mod lzo;
 mod unpack;
 
 use std::fs::File;

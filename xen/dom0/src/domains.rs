@@ -106,13 +106,16 @@ impl DomainControl for Hypervisor {
         }
     }
 
-    #[doc(alias = "XEN_SYSCTL_getdomaininfolist")]
     fn list(&self) -> Result<Vec<DomainInfo>> {
+        self.list_from(DomId::DOM0)
+    }
+
+    #[doc(alias = "XEN_SYSCTL_getdomaininfolist")]
+    fn list_from(&self, mut first: DomId) -> Result<Vec<DomainInfo>> {
         const OP: &str = "XEN_SYSCTL_getdomaininfolist";
         let size = self.release().info_size();
         let buffer = self.buffer(LIST_BATCH * size)?;
         let mut list: Vec<DomainInfo> = Vec::new();
-        let mut first = DomId::DOM0;
         loop {
             let argument = GetDomainInfoList {
                 first_domain: first,

@@ -32,6 +32,12 @@ pub trait DomainControl {
     fn info(&self, dom: DomId) -> Result<Option<DomainInfo>>;
     /// All domains' states.
     fn list(&self) -> Result<Vec<DomainInfo>>;
+    /// The states of the domains from this number on.
+    fn list_from(&self, first: DomId) -> Result<Vec<DomainInfo>> {
+        let mut list = self.list()?;
+        list.retain(|info| info.dom.0 >= first.0);
+        Ok(list)
+    }
 
     /// Sets the number of vCPUs (`XEN_DOMCTL_max_vcpus`).
     fn set_max_vcpus(&self, dom: DomId, count: u32) -> Result<()>;
