@@ -74,11 +74,13 @@ impl Entry {
 pub fn entries() -> Vec<Entry> {
     use cases::{
         bad_input, block, debian, device_nodes, disks, golden, hostile, http, killed, lifecycle,
-        stock_tools, store,
+        stock_tools, store, upheaval,
     };
     let about_store = "nodes, transactions and watches of the store, through its socket";
     let about_rights = "what a guest may do with its own nodes and others', through its ring";
     let about_tools = "xlrs store and the stock xenstore-* tools print and do the same";
+    let about_upheaval =
+        "50 guests come and go while the store daemon is killed and updated 10 times each";
     let about_block = "64 MiB through blkfront stand in the file behind it and read back the same";
     let about_http = "our guest serves 1 MiB over HTTP to dom0 with the right content";
     let about_debian = "a Debian kernel mounts its disk, copies a file and pings dom0";
@@ -157,6 +159,11 @@ pub fn entries() -> Vec<Entry> {
             stock_tools::ours_beside_theirs,
         )
         .stock(&["xenstored"]),
+        Entry::new("store-upheaval-ours", about_upheaval, upheaval::all).timeout_s(400),
+        Entry::new("store-upheaval-xl", about_upheaval, upheaval::all)
+            .stock(&["xl", "console", "blkback"])
+            .timeout_s(600)
+            .on_4_17(),
         Entry::new(
             "bad-input",
             "every kind of bad input is refused by name and leaves nothing behind",

@@ -189,9 +189,11 @@ impl Part {
         if let Some(first) = first {
             program.arg(first);
         }
-        if self != Part::Xenstored {
-            program.arg("--daemon");
-        }
+        program.arg(match self {
+            // Somebody has to start it again and hold its clients' sockets meanwhile.
+            Part::Xenstored => "--keep",
+            _ => "--daemon",
+        });
         program.arg("--pid-file").arg(&pid_file);
         program.arg("--log-file").arg(&log_file);
         let help = format!("see {}", log_file.display());

@@ -12,3 +12,4 @@ pub mod killed;
 pub mod lifecycle;
 pub mod stock_tools;
 pub mod store;
+pub mod upheaval;
