@@ -100,7 +100,9 @@ fn processes() -> Outcome<Vec<String>> {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         if pid != own && !command.is_empty() {
             let text = String::from_utf8_lossy(&command).replace('\0', " ");
-            lines.push(format!("process {}", text.trim_end()));
+            // A live update is told by the last argument of what the process has become.
+            let text = text.trim_end().trim_end_matches(" -U");
+            lines.push(format!("process {text}"));
         }
     }
     lines.sort();
