@@ -65,6 +65,7 @@ fn start(options: &Options, ready: Ready, kept: Kept) -> Result<ExitCode, Failur
         os::log_to(path)?;
     }
     os::raise_limits();
+    os::steady_allocator();
     if options.keep && !options.live_update {
         return keeper::run(options, ready);
     }

@@ -58,6 +58,11 @@ impl Manager {
         Ok(Manager { socket, keeps })
     }
 
+    /// Whether it keeps descriptors.
+    pub fn keeps(&self) -> bool {
+        self.keeps
+    }
+
     /// Says something.
     pub fn say(&self, message: &str) -> io::Result<()> {
         self.socket.send(message.as_bytes()).map(drop)

@@ -373,6 +373,21 @@ pub fn stop_signals() -> Result<OwnedFd, Failure> {
     }
 }
 
+/// Lets large pieces of memory go back to the system when they are done with. The allocator would else learn from a
+/// snapshot of the whole store that such pieces are usual, and keep the memory of the next one.
+pub fn steady_allocator() {
+    #[cfg(target_env = "gnu")]
+    {
+        const LARGE: i32 = 256 << 10;
+        // SAFETY: sets numbers of the allocator's own, under its lock.
+        #[allow(unsafe_code)]
+        unsafe {
+            libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE);
+            libc::mallopt(libc::M_TRIM_THRESHOLD, LARGE);
+        }
+    }
+}
+
 /// Makes the process the last one to be killed for memory, and allows it many descriptors. Neither is possible for
 /// every user, nor needed.
 pub fn raise_limits() {

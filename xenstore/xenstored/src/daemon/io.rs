@@ -52,6 +52,9 @@ pub struct Conn {
     pub faults: u32,
     /// Whether its next request waits until a live update has come to an end.
     pub held: bool,
+    /// Whether it goes on with the daemon after us: a ring, or a socket that somebody keeps. What of its bytes was taken and
+    /// given is told to the journal only then.
+    pub kept: bool,
     /// Whether it stands in the list of connections to serve, or is being served.
     queued: bool,
 }
@@ -157,6 +160,11 @@ impl<W: StoreWorld> Io<W> {
         }
     }
 
+    /// Whether anybody keeps sockets for the daemon after us.
+    pub fn keeps_sockets(&self) -> bool {
+        self.manager.as_ref().is_some_and(Manager::keeps)
+    }
+
     /// The socket of a connection need not be kept any longer.
     pub fn forget(&mut self, id: ConnId) {
         if let Some(manager) = &mut self.manager {
@@ -170,8 +178,10 @@ impl<W: StoreWorld> Io<W> {
         if let Transport::Ring(ring) = &transport {
             self.by_port.insert(ring.port, id);
         }
+        let kept = matches!(transport, Transport::Ring(_)) || self.keeps_sockets();
         let conn = Conn {
             transport,
+            kept,
             input: Vec::new(),
             taken_out: 0,
             output: Output::default(),
@@ -345,8 +355,10 @@ impl<W: StoreWorld> Host for Io<W> {
     fn reply(&mut self, id: ConnId, op: Op, request: &Header, body: &[u8]) {
         self.journal.answers.count();
         if let Some(conn) = self.conns.get_mut(&id) {
-            self.journal
-                .output(id, conn.output.reply(op, request, body));
+            let bytes = conn.output.reply(op, request, body);
+            if conn.kept {
+                self.journal.output(id, bytes);
+            }
             self.wake(id);
         }
     }
@@ -367,6 +379,7 @@ impl<W: StoreWorld> Host for Io<W> {
             return;
         }
         match conn.output.event(event, now) {
+            _ if !conn.kept => {}
             Added::Bytes(bytes) => self.journal.output(id, bytes),
             Added::Waiting(event) => self.journal.waiting(id, event),
             Added::Nothing => {}

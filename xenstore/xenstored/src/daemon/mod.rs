@@ -27,8 +27,8 @@ pub use output::Output;
 use crate::core::limits::Limits;
 use crate::core::settings::FEATURES;
 use crate::core::{ConnId, Core};
+use crate::journal::RECEIVE_MAX;
 use crate::journal::conns::What;
-use crate::journal::{Journal, RECEIVE_MAX};
 use crate::manager::{Manager, hang_up};
 use io::Io;
 use ring::{Ring, RingFault};
@@ -441,7 +441,12 @@ impl<W: StoreWorld> Daemon<W> {
                 Transport::Ring(ring) => ring
                     .receive(buffer)
                     .map_err(|error| End::Fault(RingFault::Index, error.to_string()))?,
-                Transport::Socket(fd) => match receive(&mut self.io.journal, fd, id, buffer) {
+                Transport::Socket(fd) => match conn
+                    .kept
+                    .then(|| self.io.journal.receive(fd.as_fd(), id, buffer))
+                    .flatten()
+                    .unwrap_or_else(|| receive(fd, buffer))
+                {
                     Ok(0) => {
                         conn.ended = true;
                         0
@@ -466,8 +471,10 @@ impl<W: StoreWorld> Daemon<W> {
             if let Some(conn) = self.io.conns.get_mut(&id) {
                 if used < len {
                     conn.input.extend_from_slice(&buffer[used..]);
-                    self.io.journal.more(id, &buffer[used..]);
-                    self.io.journal.commit();
+                    if conn.kept {
+                        self.io.journal.more(id, &buffer[used..]);
+                        self.io.journal.commit();
+                    }
                 }
                 if let Transport::Ring(ring) = &mut conn.transport
                     && len > 0
@@ -511,9 +518,11 @@ impl<W: StoreWorld> Daemon<W> {
     ) -> (usize, Result<(), End>) {
         let mut used = 0;
         while *left > 0 {
-            if !self.io.conns.get(&id).is_some_and(io::Conn::is_heard) {
+            let conn = self.io.conns.get(&id);
+            let Some(conn) = conn.filter(|conn| conn.is_heard()) else {
                 break;
-            }
+            };
+            let kept = conn.kept;
             match xs_wire::peek(&input[used..]) {
                 Ok(None) => break,
                 Ok(Some(frame)) => {
@@ -524,7 +533,9 @@ impl<W: StoreWorld> Daemon<W> {
                     self.io.journal.begin(id);
                     self.core.request(&mut self.io, id, header, body);
                     // All that it has done counts from here on, and nothing before.
-                    self.io.journal.done(id, frame.size());
+                    if kept {
+                        self.io.journal.done(id, frame.size());
+                    }
                     self.io.journal.request(id, header, body);
                     self.io.journal.commit();
                     used += frame.size();
@@ -548,7 +559,7 @@ impl<W: StoreWorld> Daemon<W> {
         let journal = &mut self.io.journal;
         while conn.writable {
             let events = conn.output.fill();
-            if events > 0 {
+            if events > 0 && conn.kept {
                 journal.moved(id, events);
                 journal.commit();
             }
@@ -566,8 +577,11 @@ impl<W: StoreWorld> Daemon<W> {
                     len
                 }
                 Transport::Socket(fd) => {
-                    let sent = journal.send(fd.as_fd(), id, bytes);
-                    match sent.unwrap_or_else(|| net::send(&*fd, bytes, SendFlags::NOSIGNAL)) {
+                    let kept = conn.kept.then(|| journal.send(fd.as_fd(), id, bytes));
+                    match kept
+                        .flatten()
+                        .unwrap_or_else(|| net::send(&*fd, bytes, SendFlags::NOSIGNAL))
+                    {
                         Ok(len) => len,
                         Err(OsErrno::AGAIN | OsErrno::INTR) => 0,
                         Err(_) => return Err(End::Closed),
@@ -636,15 +650,7 @@ fn has_message(input: &[u8]) -> bool {
 }
 
 /// Reads up to [`RECEIVE_MAX`] bytes into an empty buffer.
-fn receive(
-    journal: &mut Journal,
-    fd: &OwnedFd,
-    id: ConnId,
-    to: &mut Vec<u8>,
-) -> Result<usize, OsErrno> {
-    if let Some(result) = journal.receive(fd.as_fd(), id, to) {
-        return result;
-    }
+fn receive(fd: &OwnedFd, to: &mut Vec<u8>) -> Result<usize, OsErrno> {
     to.reserve_exact(RECEIVE_MAX);
     let room = rustix::buffer::spare_capacity(to);
     let (len, _) = net::recv(fd, room, RecvFlags::empty())?;

@@ -111,6 +111,10 @@ impl<W: StoreWorld> Daemon<W> {
                 }
             }
         }
+        let kept = self.io.keeps_sockets();
+        for conn in self.io.conns.values_mut() {
+            conn.kept |= kept;
+        }
         self.save();
         self.io.journal.settled();
         // Deaths may have been told to nobody meanwhile.
