@@ -14,12 +14,12 @@ use crate::create::{
 };
 use crate::destroy::{self, Device, devices};
 use crate::error::{Error, Kind, Result};
-use crate::index::{self, Answer};
+use crate::index;
 use crate::interrupt;
 use crate::nodes::{self, Nic, Nodes};
 use crate::os::LoopDevice;
 use crate::prepare::{check_disk, check_nic, name_nic};
-use crate::store::{Awaited, Look, StoreControl, remove_all, text, wait_backends};
+use crate::store::{Awaited, Look, StoreControl, children, remove_all, text, wait_backends};
 use crate::supervise::Marks;
 use crate::underway::{self, Underway};
 use crate::userdata::{self, Userdata};
@@ -52,7 +52,7 @@ pub fn attach_disk<C: DomainControl, S: StoreControl>(
     let number = config.number.to_string();
     check_absent(store, info.dom, "vbd", &number, &config.vdev)?;
     let failed = Error::store("look which disks are in use", "");
-    let indexed = index::by_name(store, "").map_err(failed)? != Answer::Unknown;
+    let indexed = index::is_kept(store).map_err(failed)?;
     check_disks(store, std::slice::from_ref(&disk), indexed)?;
     let work = Work::begin(store, info, "vbd", &number)?;
     // By the files what the store has is known to all toolstacks; an entry too many is passed over.
@@ -124,7 +124,18 @@ pub fn attach_nic<C: DomainControl, S: StoreControl>(
     Ok(nic)
 }
 
-/// Takes a device from a guest. Without `force` the guest must let go of it; with it that is not waited for.
+/// What is done about a guest that does not let go of a device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unwilling {
+    /// It keeps it.
+    Spare,
+    /// It has had its time, and loses it.
+    Force,
+    /// It is not even asked.
+    DoNotAsk,
+}
+
+/// Takes a device from a guest.
 ///
 /// # Errors
 /// The guest does not let go, which leaves the device where it is; or Xen or the store refuse.
@@ -132,7 +143,7 @@ pub fn detach<S: StoreControl>(
     store: &S,
     info: &DomainInfo,
     device: &Device,
-    force: bool,
+    unwilling: Unwilling,
 ) -> Result<()> {
     let mark = Underway::begin_device(&info.uuid, &device.kind, &device.number)?;
     let object = format!("{} {} of domain {}", device.kind, device.number, info.dom);
@@ -146,7 +157,7 @@ pub fn detach<S: StoreControl>(
                 store.write_display(tx, &format!("{back}/state"), &XenbusState::Closing)?;
             }
         }
-        if force {
+        if unwilling == Unwilling::DoNotAsk {
             store.rm_if_present(tx, &device.frontend)?;
         }
         Ok(())
@@ -163,7 +174,14 @@ pub fn detach<S: StoreControl>(
         None | Some(XenbusState::Closed | XenbusState::Unknown) => Look::Done,
         Some(_) => Look::Waiting,
     });
-    if waited.is_err() && !force {
+    if waited.is_err() && unwilling == Unwilling::Force {
+        let taken = take_away(store, device).and_then(|()| remove(store, info, device));
+        if taken.is_err() {
+            mark.leave();
+        }
+        return taken;
+    }
+    if waited.is_err() && unwilling == Unwilling::Spare {
         // The guest may go on with it: it is as before as far as that is in our hands.
         let online = format!("{}/online", device.backend);
         let back = store.write(None, &online, b"1");
@@ -190,7 +208,18 @@ fn remove<S: StoreControl>(store: &S, info: &DomainInfo, device: &Device) -> Res
         device.backend.clone(),
         format!("{}/device/{kind}/{number}", nodes::libxl(info.dom)),
     ];
-    store.transaction::<(), Error>(|store, tx| Ok(remove_all(store, Some(tx), &paths)?))?;
+    store.transaction::<(), Error>(|store, tx| {
+        remove_all(store, Some(tx), &paths)?;
+        // With the last device of a kind its folders go.
+        for path in &paths {
+            if let Some((folder, _)) = path.rsplit_once('/')
+                && children(store, Some(tx), folder)?.is_empty()
+            {
+                store.rm_if_present(Some(tx), folder)?;
+            }
+        }
+        Ok(())
+    })?;
     forget(info, kind, number)
 }
 

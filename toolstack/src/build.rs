@@ -1,14 +1,14 @@
 //! Fills an empty domain: memory, kernel, ramdisk, page tables, start_info, first vCPU.
 
 use pv_layout::{BootPlan, LayoutError, Region, START_INFO_SIZE, StartInfo};
-use xen_hal::{DomainControl, VcpuStart};
+use xen_hal::{DomainControl, Placement, VcpuStart};
 use xen_ring::{SharedMemory, SharedMemoryExt};
 use xen_sys::types::PAGE_SIZE;
 use xen_sys::{DomId, GrantRef, Mfn, Pfn, Port, VcpuId};
 
 use crate::error::{Error, Kind, Result};
 use crate::prepare::Prepared;
-use crate::times;
+use crate::{placement, times};
 
 /// 2 MiB: the largest extents that are tried.
 const SUPERPAGE_ORDER: u32 = 9;
@@ -37,7 +37,7 @@ pub struct Built {
 ///
 /// # Errors
 /// The hypercall that failed; the domain is then to be destroyed.
-pub fn build<C: DomainControl>(control: &C, dom: DomId, guest: &Prepared) -> Result<Built> {
+pub fn build<C: Placement>(control: &C, dom: DomId, guest: &Prepared) -> Result<Built> {
     let (config, plan) = (&guest.config, &guest.plan);
     let object = format!("{} (domain {dom})", config.name);
     let failed = |step: &'static str| Error::hal(step, &object);
@@ -45,8 +45,9 @@ pub fn build<C: DomainControl>(control: &C, dom: DomId, guest: &Prepared) -> Res
     control
         .set_max_vcpus(dom, config.max_vcpus)
         .map_err(failed("set the number of vCPUs of"))?;
+    placement::apply(control, dom, config)?;
     control
-        .set_max_mem(dom, config.max_memory_kib + MEMORY_SLACK_KIB)
+        .set_max_mem(dom, config.memory_kib + MEMORY_SLACK_KIB)
         .map_err(failed("limit the memory of"))?;
     control
         .set_address_size(dom, 64)

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use xen_hal::{CreateDomain, DomainControl, Store, StoreExt, XenbusState};
+use xen_hal::{CreateDomain, DomainControl, Placement, Store, StoreExt, XenbusState};
 use xen_ring::SharedMemoryExt;
 use xen_sys::{DomId, Mfn};
 
@@ -24,7 +24,7 @@ use crate::store::{Awaited, Look, StoreControl, find_among_all, wait_backends};
 use crate::times;
 use crate::underway::Underway;
 use crate::userdata::{self, Userdata};
-use crate::{interrupt, storage, uuid};
+use crate::{interrupt, placement, storage, uuid};
 
 /// How long back ends may take to take notice of a new guest.
 pub(crate) const BACKEND_TIMEOUT: Duration = Duration::from_secs(10);
@@ -112,7 +112,7 @@ impl<C: DomainControl, S: StoreControl> Drop for DomainGuard<'_, C, S> {
 ///
 /// # Errors
 /// What failed; nothing is left behind.
-pub fn create<C: DomainControl, S: StoreControl>(
+pub fn create<C: Placement, S: StoreControl>(
     control: &C,
     store: &S,
     guest: &Prepared,
@@ -124,7 +124,7 @@ pub fn create<C: DomainControl, S: StoreControl>(
 ///
 /// # Errors
 /// What failed; nothing is left behind.
-pub fn create_guarded<'a, C: DomainControl, S: StoreControl>(
+pub fn create_guarded<'a, C: Placement, S: StoreControl>(
     control: &'a C,
     store: &'a S,
     guest: &Prepared,
@@ -133,7 +133,7 @@ pub fn create_guarded<'a, C: DomainControl, S: StoreControl>(
 }
 
 /// As [`create_guarded`], for a shell: it stands in no index by the name that it will not keep.
-pub(crate) fn create_shell<'a, C: DomainControl, S: StoreControl>(
+pub(crate) fn create_shell<'a, C: Placement, S: StoreControl>(
     control: &'a C,
     store: &'a S,
     guest: &Prepared,
@@ -141,7 +141,7 @@ pub(crate) fn create_shell<'a, C: DomainControl, S: StoreControl>(
     create_as(control, store, guest, false)
 }
 
-fn create_as<'a, C: DomainControl, S: StoreControl>(
+fn create_as<'a, C: Placement, S: StoreControl>(
     control: &'a C,
     store: &'a S,
     guest: &Prepared,
@@ -167,6 +167,7 @@ fn create_as<'a, C: DomainControl, S: StoreControl>(
     // From now on any later process knows whose this is.
     write_userdata(dom, guest)?;
     times::mark("userdata");
+    placement::into_pool(control, store, dom, &guest.config)?;
     let built = build(control, dom, guest)?;
     guard.start_info = Some(built.start_info);
     interrupt::check()?;

@@ -159,6 +159,15 @@ fn lives(pid: &str) -> bool {
     pid.is_ok_and(|pid| Path::new(&format!("/proc/{pid}")).exists())
 }
 
+/// Whether somebody keeps the index.
+///
+/// # Errors
+/// The store's.
+pub fn is_kept(store: &impl Store) -> Result<bool, StoreError> {
+    let keeper = text(store, None, supervise::NODE)?;
+    Ok(keeper.is_some_and(|pid| lives(&pid)))
+}
+
 /// The guest with this name.
 ///
 /// # Errors

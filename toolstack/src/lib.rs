@@ -25,6 +25,7 @@ pub mod memory;
 pub mod nodes;
 pub mod os;
 pub mod paths;
+pub mod placement;
 pub mod pool;
 pub mod power;
 pub mod prepare;

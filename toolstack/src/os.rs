@@ -334,6 +334,32 @@ pub fn time_of_day(since_1970: u64) -> (u32, u32, u32) {
     (out.tm_hour as u32, out.tm_min as u32, out.tm_sec as u32)
 }
 
+/// A time in seconds since 1970 as xl names guests that it keeps: `20260123T0405Z`.
+pub fn stamp(since_1970: u64) -> String {
+    let time = since_1970 as libc::time_t;
+    let mut out = std::mem::MaybeUninit::<libc::tm>::zeroed();
+    // SAFETY: both point to memory of their types for the call, and zero is a value of all members.
+    let tm = unsafe {
+        libc::gmtime_r(&raw const time, out.as_mut_ptr());
+        out.assume_init()
+    };
+    let (year, month) = (tm.tm_year + 1900, tm.tm_mon + 1);
+    let (day, hour, minute) = (tm.tm_mday, tm.tm_hour, tm.tm_min);
+    format!("{year:04}{month:02}{day:02}T{hour:02}{minute:02}Z")
+}
+
+/// How far this host's local time is ahead of UTC now, in seconds.
+pub fn ahead_of_utc_s() -> i64 {
+    let mut out = std::mem::MaybeUninit::<libc::tm>::zeroed();
+    // SAFETY: both point to memory of their types for the call, and zero is a value of all members.
+    let out = unsafe {
+        let now = libc::time(std::ptr::null_mut());
+        libc::localtime_r(&raw const now, out.as_mut_ptr());
+        out.assume_init()
+    };
+    out.tm_gmtoff
+}
+
 /// The effective user's number.
 pub fn effective_user() -> u32 {
     // SAFETY: it has no preconditions and cannot fail.
@@ -423,6 +449,12 @@ pub fn open_disk(path: &Path, writable: bool) -> io::Result<File> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn stamps_are_those_of_xl() {
+        assert_eq!(stamp(0), "19700101T0000Z");
+        assert_eq!(stamp(1_795_447_029), "20261123T1517Z");
+    }
 
     #[test]
     fn held_signals_wait() {

@@ -13,6 +13,12 @@ pub const CLAIMS: &str = "/run/xlrs/lock/claims";
 pub const USERDATA: &str = "/var/lib/xen";
 /// Which domain numbers were given back and when; libxl does not use one again within a minute.
 pub const HISTORY: &str = "/run/xen/domid-history";
+/// The memory of guests that have crashed.
+pub const DUMPS: &str = "/var/lib/xen/dump";
+/// Configurations of guests that are started after each boot.
+pub const AUTOSTART: &str = "/etc/xlrs/auto";
+/// Tells that they were started since this boot.
+pub const AUTOSTARTED: &str = "/run/xlrs/autostarted";
 /// What our daemons have to say.
 pub const LOGS: &str = "/var/log/xlrs";
 /// What guests have said on their consoles.

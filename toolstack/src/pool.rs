@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use xen_hal::DomainControl;
+use xen_hal::{DomainControl;
 use xen_sys::{DomId, Mfn};
 
 use crate::claims::{Claims, sum};
@@ -246,7 +246,7 @@ pub fn wish(mut config: DomainConfig, count: usize) -> Result<()> {
 ///
 /// # Errors
 /// As [`step`].
-pub fn fill<C: DomainControl, S: StoreControl>(control: &C, store: &S) -> Result<()> {
+pub fn fill<C: Placement, S: StoreControl>(control: &C, store: &S) -> Result<()> {
     if fs::metadata(folder()).is_err() {
         return Ok(());
     }
@@ -263,7 +263,7 @@ pub fn fill<C: DomainControl, S: StoreControl>(control: &C, store: &S) -> Result
 ///
 /// # Errors
 /// A shell could not be made or removed.
-pub fn step<C: DomainControl, S: StoreControl>(control: &C, store: &S) -> Result<bool> {
+pub fn step<C: Placement, S: StoreControl>(control: &C, store: &S) -> Result<bool> {
     let shells = shells();
     let mut fits = BTreeMap::new();
     let wishes = wishes();
@@ -299,7 +299,7 @@ fn has_room(control: &impl DomainControl, wish: &Wish) -> Result<bool> {
     Ok(wish.config.memory_kib / 4 <= free / MEMORY_SHARE)
 }
 
-fn make<C: DomainControl, S: StoreControl>(
+fn make<C: Placement, S: StoreControl>(
     control: &C,
     store: &S,
     fit: &str,

@@ -74,8 +74,12 @@ pub fn libxl_config<C: Placement>(
     let max = kib(memory("static-max").map_err(failed())?).unwrap_or(info.max_pages * 4);
     let target = kib(memory("target").map_err(failed())?).unwrap_or(info.total_pages * 4);
     put(&mut b_info, "max_memkb", max.into(), false);
-    // libxl adds its video memory, of which a PV guest has "-1".
-    let target = target.saturating_sub(1);
+    // libxl adds what it takes for video memory, which is "-1" for a PV guest that it has not looked at.
+    let video = b_info.get("video_memkb").and_then(Value::as_u64);
+    let target = match video {
+        Some(video) => target + video,
+        None => target.saturating_sub(1),
+    };
     put(&mut b_info, "target_memkb", target.into(), false);
     let share = sched_params(control, info)?;
     put(&mut b_info, "sched_params", share, false);

@@ -125,9 +125,43 @@ pub fn libxl_json(config: &DomainConfig, id: &[u8; 16], nics: &[Nic]) -> Value {
     b_info.insert("max_vcpus".into(), json!(config.max_vcpus));
     let online: Vec<u32> = (0..config.vcpus).collect();
     b_info.insert("avail_vcpus".into(), json!(online));
+    let placement = &config.placement;
+    for (key, sets) in [
+        ("vcpu_hard_affinity", &placement.hard),
+        ("vcpu_soft_affinity", &placement.soft),
+    ] {
+        // What speaks of nodes or of all CPUs depends on the host, and libxl works it out again.
+        let lists: Option<Vec<Value>> = sets.iter().map(|set| Some(json!(set.plain()?))).collect();
+        if let Some(lists) = lists.filter(|lists| !lists.is_empty()) {
+            b_info.insert(key.into(), json!(lists));
+        }
+    }
+    if !placement.soft.is_empty() {
+        b_info.insert("numa_placement".into(), json!("False"));
+    }
+    if let Some(mode) = [None, Some("always_emulate"), Some("native")]
+        .get(config.tsc_mode as usize)
+        .copied()
+        .flatten()
+    {
+        b_info.insert("tsc_mode".into(), json!(mode));
+    }
     b_info.insert("max_memkb".into(), json!(config.max_memory_kib));
     b_info.insert("target_memkb".into(), json!(config.memory_kib));
-    b_info.insert("sched_params".into(), json!({}));
+    if config.time_offset_s != 0 {
+        b_info.insert("rtc_timeoffset".into(), json!(config.time_offset_s));
+    }
+    if config.local_time {
+        b_info.insert("localtime".into(), json!("True"));
+    }
+    let mut share = Map::new();
+    if let Some(weight) = placement.weight {
+        share.insert("weight".into(), json!(weight));
+    }
+    if let Some(cap) = placement.cap {
+        share.insert("cap".into(), json!(cap));
+    }
+    b_info.insert("sched_params".into(), Value::Object(share));
     b_info.insert("claim_mode".into(), json!("True"));
     b_info.insert("kernel".into(), json!(config.kernel));
     if !config.cmdline.is_empty() {
@@ -149,6 +183,11 @@ pub fn libxl_json(config: &DomainConfig, id: &[u8; 16], nics: &[Nic]) -> Value {
             "run_hotplug_scripts": "True",
         }),
     );
+    if let Some(pool) = &placement.pool
+        && let Some(c_info) = out.get_mut("c_info").and_then(Value::as_object_mut)
+    {
+        c_info.shift_insert(3, "pool_name".into(), json!(pool));
+    }
     out.insert("b_info".into(), Value::Object(b_info));
     if !config.disks.is_empty() {
         let disks = config.disks.iter().map(disk_json);

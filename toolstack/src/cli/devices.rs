@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 use xen_hal::DomainInfo;
-use xlrs::attach;
+use xlrs::attach::{self, Unwilling};
 use xlrs::config::{DiskConfig, NicConfig, parse_mac, vdev_number};
 use xlrs::destroy::{Device, devices};
 use xlrs::interrupt::Held;
@@ -144,7 +144,7 @@ pub fn block_detach(args: &BlockDetachArgs) -> Result<ExitCode> {
     let object = format!("{} of {}", args.disk, args.domain);
     let found = |device: &Device| Ok(Some(&device.number) == number.as_ref());
     let device = find(&host, &info, "vbd", &object, "block-list", found)?;
-    detach(&host, &info, &device, args.force)
+    detach(&host, &info, &device, args.force, Unwilling::Spare)
 }
 
 pub fn network_detach(args: &NetworkDetachArgs) -> Result<ExitCode> {
@@ -163,7 +163,8 @@ pub fn network_detach(args: &NetworkDetachArgs) -> Result<ExitCode> {
         }
     };
     let device = find(&host, &info, "vif", &object, "network-list", found)?;
-    detach(&host, &info, &device, args.force)
+    // As xl: a guest may lose a card at any time, but not a disk that it writes to.
+    detach(&host, &info, &device, args.force, Unwilling::Force)
 }
 
 fn find(
@@ -185,9 +186,20 @@ fn find(
         .hint(format!("`xlrs {list} {}` shows what it has", info.dom)))
 }
 
-fn detach(host: &Host, info: &DomainInfo, device: &Device, force: bool) -> Result<ExitCode> {
+fn detach(
+    host: &Host,
+    info: &DomainInfo,
+    device: &Device,
+    force: bool,
+    unwilling: Unwilling,
+) -> Result<ExitCode> {
     let held = Held::begin()?;
-    attach::detach(&host.store, info, device, force)?;
+    let unwilling = if force {
+        Unwilling::DoNotAsk
+    } else {
+        unwilling
+    };
+    attach::detach(&host.store, info, device, unwilling)?;
     held.release();
     Ok(ExitCode::SUCCESS)
 }

@@ -40,6 +40,13 @@ impl CpuSet {
         }])
     }
 
+    /// The CPUs, if the list means the same on every host.
+    pub fn plain(&self) -> Option<Vec<u32>> {
+        let plain = |item: &Item| matches!(item, Item::Cpus { .. });
+        let all = self.0.iter().all(plain);
+        all.then(|| self.resolve(&[]).iter().collect())
+    }
+
     /// The CPUs that it means on a host.
     pub fn resolve(&self, topology: &[Option<CpuPlace>]) -> CpuMap {
         let mut map = CpuMap::new();

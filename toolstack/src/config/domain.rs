@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::Source;
+use super::cpus::CpuSet;
 use super::diag::{Diagnostic, Severity, Span, nearest};
 use super::disk::DiskConfig;
 use super::getter::Getter;
@@ -12,6 +13,8 @@ use super::keys::{self, Use};
 use super::parse::{Entry, ValueKind};
 use super::vif::NicConfig;
 
+/// Most seconds that a guest's clock may differ from UTC: a hundred years.
+const MAX_OFFSET_S: i64 = 100 * 366 * 86_400;
 /// Most vCPUs of a PV guest.
 const MAX_VCPUS: u32 = 512;
 
@@ -50,6 +53,33 @@ pub struct DomainConfig {
     pub max_grant_version: u8,
     /// Highest event channel port.
     pub max_event_channels: u32,
+    /// Where it runs and what it may have of the CPUs.
+    #[serde(default)]
+    pub placement: Placement,
+    /// How the time-stamp counter behaves: 0 default, 1 always emulated, 2 native.
+    #[serde(default)]
+    pub tsc_mode: u32,
+    /// How far its clock is ahead of UTC, in seconds.
+    #[serde(default)]
+    pub time_offset_s: i64,
+    /// Its clock is to be the host's local time, plus the offset.
+    #[serde(default)]
+    pub local_time: bool,
+}
+
+/// Where a guest runs and what it may have of the CPUs.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// The cpupool, by name or number; `None` for the one that Xen starts with.
+    pub pool: Option<String>,
+    /// Where each vCPU may run; those behind the end may run everywhere.
+    pub hard: Vec<CpuSet>,
+    /// Where each vCPU runs best.
+    pub soft: Vec<CpuSet>,
+    /// Its share, relative to others'.
+    pub weight: Option<u16>,
+    /// The most that it may have, in per cent of one CPU.
+    pub cap: Option<u16>,
 }
 
 /// What is done when a guest ends by itself.
@@ -202,6 +232,16 @@ pub(crate) fn check(entries: &[Entry], cx: &mut Context<'_>) -> Option<DomainCon
             .map(|n| n as u32),
         max_grant_version: get.number("max_grant_version", 1, 2).unwrap_or(2) as u8,
         max_event_channels: get.number("max_event_channels", 8, 131_071).unwrap_or(1023) as u32,
+        placement: Placement {
+            pool: get.text("pool").map(String::from),
+            hard: get.cpus("cpus", max_vcpus),
+            soft: get.cpus("cpus_soft", max_vcpus),
+            weight: get.number("cpu_weight", 1, 65_535).map(|n| n as u16),
+            cap: get.number("cap", 0, 65_534).map(|n| n as u16),
+        },
+        tsc_mode: get.tsc_mode(),
+        time_offset_s: get.number("rtc_timeoffset", 0, MAX_OFFSET_S).unwrap_or(0),
+        local_time: get.number("localtime", 0, 1) == Some(1),
         name: name?,
         kernel: kernel?,
     };

@@ -63,6 +63,36 @@ fn unknown_keys_are_warnings_with_the_nearest() {
 }
 
 #[test]
+fn placement_is_read() {
+    let (config, warnings) = good(&format!(
+        "{LEAST}vcpus=2\nmaxvcpus=3\ncpus='0-3,^1'\ncpus_soft=['node:1', 2]\ncpu_weight=512\ncap='50'\n\
+         pool='fast'\ntsc_mode='native'\nlocaltime=1\nrtc_timeoffset=60\nnomigrate=1",
+    ));
+    assert_eq!(warnings, "");
+    let placement = &config.placement;
+    assert_eq!(placement.hard, vec![CpuSet::parse("0-3,^1").unwrap(); 3]);
+    assert_eq!(
+        placement.soft,
+        [CpuSet::parse("node:1").unwrap(), CpuSet::one(2)]
+    );
+    assert_eq!((placement.weight, placement.cap), (Some(512), Some(50)));
+    assert_eq!(placement.pool.as_deref(), Some("fast"));
+    assert_eq!((config.tsc_mode, config.time_offset_s), (2, 60));
+    assert!(config.local_time);
+    // A list for more vCPUs than there are.
+    let (config, _) = good(&format!("{LEAST}cpus=[0, '1', 'all']"));
+    assert_eq!(config.placement.hard, [CpuSet::one(0)]);
+    // What was written by an older release is still understood.
+    let mut old = serde_json::to_value(&config).unwrap();
+    let keys = old.as_object_mut().unwrap();
+    for key in ["placement", "tsc_mode", "time_offset_s", "local_time"] {
+        keys.remove(key).unwrap();
+    }
+    let old: DomainConfig = serde_json::from_value(old).unwrap();
+    assert_eq!(old.placement, Placement::default());
+}
+
+#[test]
 fn the_last_value_wins_and_arguments_come_last() {
     let (config, _) = load(&[
         Source {
@@ -93,6 +123,22 @@ fn mistakes_name_line_column_and_remedy() {
         (
             "name=5\nkernel='/k'",
             "`name` must be a string, not a number",
+        ),
+        (
+            "name='x'\nkernel='/k'\ncpus='0-'",
+            "web.cfg:3:6: error: `cpus`: `0-` is no range of CPUs",
+        ),
+        (
+            "name='x'\nkernel='/k'\ncap=70000",
+            "`cap` = 70000 is out of range",
+        ),
+        (
+            "name='x'\nkernel='/k'\ntsc_mode='fast'",
+            "`tsc_mode` = \"fast\" is no mode",
+        ),
+        (
+            "name='x'\nkernel='/k'\nseclabel='a:b:c'",
+            "security labels (FLASK) are not supported",
         ),
         (
             "name='x'\nkernel='/k'\nmemory='lots'",

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::cpus::CpuSet;
 use super::diag::{Severity, Span};
 use super::disk::{DiskConfig, DiskFormat};
 use super::domain::{Action, Context};
@@ -215,6 +216,67 @@ impl<'a> Getter<'a, '_, '_> {
             (Some(root), None) => format!("root={root}"),
             (None, extra) => extra.unwrap_or("").to_string(),
         }
+    }
+
+    /// CPUs for each vCPU: one string for all of them, or a list with an element for each.
+    pub(super) fn cpus(&mut self, key: &str, vcpus: u32) -> Vec<CpuSet> {
+        let Some(entry) = self.entry(key) else {
+            return Vec::new();
+        };
+        let mut read = |value: &Value| {
+            let parsed = match &value.kind {
+                ValueKind::Text(text) => CpuSet::parse(text.trim()),
+                ValueKind::Number(number) => match u32::try_from(*number) {
+                    Ok(number) => Ok(CpuSet::one(number)),
+                    Err(_) => Err("it is no CPU's number".into()),
+                },
+                ValueKind::List(_) => Err("a list in a list".into()),
+            };
+            match parsed {
+                Ok(set) => Some(set),
+                Err(why) => {
+                    let help =
+                        "such as \"0-3,^1\", \"all\", \"node:1\", or a list of such for each vCPU";
+                    self.cx
+                        .error(value.span, format!("`{key}`: {why}"), Some(help));
+                    None
+                }
+            }
+        };
+        match &entry.value.kind {
+            // What is said of vCPUs that there are not is passed over, as xl does.
+            ValueKind::List(items) => items
+                .iter()
+                .take(vcpus as usize)
+                .filter_map(&mut read)
+                .collect(),
+            _ => match read(&entry.value) {
+                Some(set) => vec![set; vcpus as usize],
+                None => Vec::new(),
+            },
+        }
+    }
+
+    /// How the time-stamp counter behaves, as a word or a number.
+    pub(super) fn tsc_mode(&mut self) -> u32 {
+        let Some(entry) = self.entry("tsc_mode") else {
+            return 0;
+        };
+        if let ValueKind::Text(word) = &entry.value.kind {
+            // The fourth, native_paravirt, is native on every Xen that is supported here.
+            let words = ["default", "always_emulate", "native", "native_paravirt"];
+            if let Some(mode) = words.iter().position(|known| known == word) {
+                return mode.min(2) as u32;
+            }
+            if lex::number(word.trim()).is_none() {
+                let message = format!("`tsc_mode` = {word:?} is no mode");
+                let help = "one of default, always_emulate, native";
+                self.cx.error(entry.value.span, message, Some(help));
+                return 0;
+            }
+        }
+        self.number("tsc_mode", 0, 3)
+            .map_or(0, |mode| mode.min(2) as u32)
     }
 
     /// The strings of a list.

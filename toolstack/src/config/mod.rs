@@ -20,7 +20,7 @@ mod vif;
 pub use cpus::CpuSet;
 pub use diag::{Diagnostic, Severity, Span};
 pub use disk::{DiskConfig, DiskFormat};
-pub use domain::{Action, DomainConfig, Events};
+pub use domain::{Action, DomainConfig, Events, Placement};
 pub use getter::{memory_kib, name_fault, unsupported};
 pub use parse::{Entry, Value, ValueKind, parse};
 pub use vdev::{VdevError, vdev_number};

@@ -1,7 +1,9 @@
 //! The supervisor: one process for all guests of a host. It removes guests that have ended, or creates
 //! them again, as their configuration says, and clears away what is left of guests that are gone.
 
+mod autostart;
 mod indexer;
+mod keep;
 mod marks;
 
 use std::collections::BTreeMap;
@@ -12,7 +14,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 use xen_backend::daemon::{self, Failure, Ready, Signals};
-use xen_hal::{DomainControl, DomainInfo, StoreExt};
+use xen_hal::{DomainControl, DomainInfo, Inspect, Placement, StoreExt};
 use xen_sys::DomId;
 
 use crate::config::Action;
@@ -42,7 +44,7 @@ const LEAST_LIFE: Duration = Duration::from_secs(1);
 ///
 /// # Errors
 /// The store or the hypervisor cannot be reached any more.
-pub fn serve<C: DomainControl, S: StoreControl + AsFd>(
+pub fn serve<C: Placement + Inspect, S: StoreControl + AsFd>(
     control: &C,
     store: &S,
     signals: &Signals,
@@ -61,6 +63,7 @@ pub fn serve<C: DomainControl, S: StoreControl + AsFd>(
     let mut at_work = clear_unfinished(control, store);
     store.write_display(None, NODE, &std::process::id())?;
     ready.announce()?;
+    autostart::run(control, store);
     let mut index_due: Option<Instant> = None;
     let mut pool_due = Some(Instant::now());
     loop {
@@ -158,7 +161,7 @@ struct Supervisor<'a, C, S> {
     indexer: Indexer<'a, S>,
 }
 
-impl<C: DomainControl, S: StoreControl> Supervisor<'_, C, S> {
+impl<C: Placement + Inspect, S: StoreControl> Supervisor<'_, C, S> {
     fn look_around(&mut self, index: bool) -> Result<(), Failure> {
         let list = self.control.list()?;
         if index {
@@ -196,6 +199,13 @@ impl<C: DomainControl, S: StoreControl> Supervisor<'_, C, S> {
             self.left_alone.insert(dom.0, info.uuid);
             return;
         };
+        let mut marks = marks;
+        // It may have been given another name since.
+        if let Ok(Some(name)) = crate::store::name_of(self.store, dom)
+            && !marks.updated
+        {
+            marks.config.name = name;
+        }
         let action = action(&marks.config.events, reason);
         let name = &marks.config.name;
         daemon::log(&format!(
@@ -207,11 +217,17 @@ impl<C: DomainControl, S: StoreControl> Supervisor<'_, C, S> {
                 self.left_alone.insert(dom.0, info.uuid);
                 return;
             }
-            Action::Destroy | Action::CoredumpDestroy => self.remove(dom),
-            Action::Restart
-            | Action::RenameRestart
-            | Action::CoredumpRestart
-            | Action::SoftReset => self.restart(dom, marks.clone()),
+            Action::Destroy => self.remove(dom),
+            Action::CoredumpDestroy => {
+                self.dump(info, name);
+                self.remove(dom)
+            }
+            Action::CoredumpRestart => {
+                self.dump(info, name);
+                self.restart(dom, &marks)
+            }
+            Action::Restart | Action::SoftReset => self.restart(dom, &marks),
+            Action::RenameRestart => self.rename_restart(info, &marks),
         };
         if let Err(error) = result {
             daemon::log(&format!("{name} (domain {dom}): {error}"));
@@ -224,9 +240,29 @@ impl<C: DomainControl, S: StoreControl> Supervisor<'_, C, S> {
         destroy::destroy(self.control, self.store, dom)
     }
 
-    fn restart(&self, dom: DomId, marks: Marks) -> Result<()> {
-        let lived = age(dom, &marks);
+    /// That it cannot be dumped is no reason to leave it lying about.
+    fn dump(&self, info: &DomainInfo, name: &str) {
+        let said = match keep::dump(self.control, info, name) {
+            Ok(path) => format!("its memory is in {}", path.display()),
+            Err(error) => error.to_string(),
+        };
+        daemon::log(&format!("{name} (domain {}): {said}", info.dom));
+    }
+
+    fn rename_restart(&mut self, info: &DomainInfo, marks: &Marks) -> Result<()> {
+        let lived = age(info.dom, marks);
+        let name = keep::set_aside(self.control, self.store, info, marks)?;
+        daemon::log(&format!("domain {} stays as {name}", info.dom));
+        self.create_again(marks, lived)
+    }
+
+    fn restart(&self, dom: DomId, marks: &Marks) -> Result<()> {
+        let lived = age(dom, marks);
         self.remove(dom)?;
+        self.create_again(marks, lived)
+    }
+
+    fn create_again(&self, marks: &Marks, lived: Option<Duration>) -> Result<()> {
         if lived.is_some_and(|lived| lived < LEAST_LIFE) {
             daemon::log(&format!(
                 "{}: it lived less than {} s and is not created again",
@@ -236,7 +272,7 @@ impl<C: DomainControl, S: StoreControl> Supervisor<'_, C, S> {
             return Ok(());
         }
         let start = Instant::now();
-        let guest = Prepared::new(marks.config)?;
+        let guest = Prepared::new(marks.config.clone())?;
         let guard = create::create_guarded(self.control, self.store, &guest)?;
         let dom = guard.dom();
         let started = self.control.unpause(dom);

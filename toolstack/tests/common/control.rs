@@ -48,6 +48,8 @@ pub struct Domain {
     pub affinity: BTreeMap<u32, (Option<CpuMap>, Option<CpuMap>)>,
     pub share: Option<Share>,
     pub pool: u32,
+    /// What its kernel was told of the memory that it may have.
+    pub map_kib: Option<u64>,
 }
 
 /// Frames as they are mapped; what was written shows in the domain once it is dropped.
@@ -431,6 +433,22 @@ impl Placement for FakeXen {
             pool(0, Scheduler::Credit2),
             pool(1, Scheduler::Credit),
         ])
+    }
+
+    fn move_to_pool(&self, dom: DomId, pool: u32) -> Result<()> {
+        self.with("XEN_SYSCTL_CPUPOOL_OP_MOVEDOMAIN", dom, |d| d.pool = pool)
+    }
+
+    fn set_memory_map(&self, dom: DomId, kib: u64) -> Result<()> {
+        self.with("XENMEM_set_memory_map", dom, |d| d.map_kib = Some(kib))
+    }
+
+    fn set_time_offset(&self, dom: DomId, _: i64) -> Result<()> {
+        self.with("XEN_DOMCTL_settimeoffset", dom, |_| ())
+    }
+
+    fn set_uuid(&self, dom: DomId, uuid: &[u8; 16]) -> Result<()> {
+        self.with("XEN_DOMCTL_setdomainhandle", dom, |d| d.uuid = *uuid)
     }
 
     fn topology(&self) -> Result<Vec<Option<CpuPlace>>> {

@@ -4,8 +4,9 @@ use xen_hal::{
     Affinity, CpuMap, CpuPlace, CpuPool, HostControl, NumaNode, Placement, PoolSettings, Result,
     Scheduler, Share, Timed, Trigger, VcpuInfo,
 };
-use xen_sys::domctl::{self, GetVcpuInfo};
+use xen_sys::domctl::{self, GetVcpuInfo, SetTimeOffset};
 use xen_sys::hypfs::{self, HypfsEntry};
+use xen_sys::memory::{ForeignMemoryMap, MemoryMap, XENMEM_SET_MEMORY_MAP};
 use xen_sys::schedule::{
     self, Bitmap, CpuPoolOp, CpuTopo, CpuTopoInfo, DomSchedulerOp, MemInfo, NodeAffinity, NumaInfo,
     PciDevice, PciTopoInfo, PoolCredit, PoolSchedulerOp, SchedCredit, SchedParamVcpu, SchedRtds,
@@ -193,6 +194,58 @@ impl Placement for Hypervisor {
         }
     }
 
+    fn move_to_pool(&self, dom: DomId, pool: u32) -> Result<()> {
+        self.pool_op(
+            "XEN_SYSCTL_CPUPOOL_OP_MOVEDOMAIN",
+            schedule::POOL_MOVEDOMAIN,
+            pool,
+            0,
+            dom,
+        )
+    }
+
+    #[doc(alias = "XENMEM_set_memory_map")]
+    fn set_memory_map(&self, dom: DomId, kib: u64) -> Result<()> {
+        const OP: &str = "XENMEM_set_memory_map";
+        const LIST: usize = size_of::<ForeignMemoryMap>();
+        /// `E820_RAM`.
+        const RAM: u32 = 1;
+        let mut buffer = self.buffer(LIST + 20)?;
+        // One entry: address, length, kind.
+        buffer.put(LIST, &0u64);
+        buffer.put(LIST + 8, &kib.saturating_mul(1024));
+        buffer.put(LIST + 16, &RAM);
+        let argument = ForeignMemoryMap {
+            domid: dom,
+            map: MemoryMap {
+                nr_entries: 1,
+                buffer: buffer.address(LIST),
+                ..Plain::ZERO
+            },
+            ..Plain::ZERO
+        };
+        buffer.put(0, &argument);
+        let args = [XENMEM_SET_MEMORY_MAP.into(), buffer.address(0), 0, 0, 0];
+        self.call(hypercall::MEMORY_OP, args, &mut buffer)
+            .map(drop)
+            .map_err(|errno| failed(OP, dom, errno))
+    }
+
+    fn set_time_offset(&self, dom: DomId, seconds: i64) -> Result<()> {
+        let argument = SetTimeOffset {
+            time_offset_seconds: seconds,
+        };
+        let op = "XEN_DOMCTL_settimeoffset";
+        self.domctl(op, domctl::SETTIMEOFFSET, dom, &argument)
+            .map(drop)
+    }
+
+    fn set_uuid(&self, dom: DomId, uuid: &[u8; 16]) -> Result<()> {
+        let op = "XEN_DOMCTL_setdomainhandle";
+        self.domctl(op, domctl::SETDOMAINHANDLE, dom, uuid)
+            .map(drop)
+    }
+
     #[doc(alias = "XEN_SYSCTL_cputopoinfo")]
     fn topology(&self) -> Result<Vec<Option<CpuPlace>>> {
         const OP: &str = "XEN_SYSCTL_cputopoinfo";
@@ -325,16 +378,6 @@ impl HostControl for Hypervisor {
             pool,
             cpu,
             DomId::DOM0,
-        )
-    }
-
-    fn move_to_pool(&self, dom: DomId, pool: u32) -> Result<()> {
-        self.pool_op(
-            "XEN_SYSCTL_CPUPOOL_OP_MOVEDOMAIN",
-            schedule::POOL_MOVEDOMAIN,
-            pool,
-            0,
-            dom,
         )
     }
 

@@ -56,6 +56,10 @@ impl Build {
         self.frames.len() as u64
     }
 
+    pub(crate) fn set_uuid(&mut self, uuid: [u8; 16]) {
+        self.spec.uuid = uuid;
+    }
+
     fn info(&self, dom: DomId, shutdown: Option<ShutdownReason>) -> DomainInfo {
         DomainInfo {
             dom,

@@ -112,6 +112,28 @@ impl Placement for Control {
         }])
     }
 
+    fn move_to_pool(&self, dom: DomId, pool: u32) -> Result<()> {
+        self.with_places("XEN_SYSCTL_CPUPOOL_OP_MOVEDOMAIN", dom, |_| match pool {
+            0 => Ok(()),
+            _ => Err(Errno::ENOENT),
+        })
+    }
+
+    fn set_memory_map(&self, dom: DomId, _kib: u64) -> Result<()> {
+        self.with_places("XENMEM_set_memory_map", dom, |_| Ok(()))
+    }
+
+    fn set_time_offset(&self, dom: DomId, _seconds: i64) -> Result<()> {
+        self.with_places("XEN_DOMCTL_settimeoffset", dom, |_| Ok(()))
+    }
+
+    fn set_uuid(&self, dom: DomId, uuid: &[u8; 16]) -> Result<()> {
+        self.with("XEN_DOMCTL_setdomainhandle", dom, |build, _| {
+            build.set_uuid(*uuid);
+            Ok(())
+        })
+    }
+
     fn topology(&self) -> Result<Vec<Option<CpuPlace>>> {
         let place = |cpu| {
             Some(CpuPlace {

@@ -312,6 +312,14 @@ pub trait Placement: DomainControl {
     fn set_share(&self, dom: DomId, scheduler: Scheduler, share: Share) -> Result<()>;
     /// All pools (`XEN_SYSCTL_cpupool_op`).
     fn pools(&self) -> Result<Vec<CpuPool>>;
+    /// Moves a domain into a pool.
+    fn move_to_pool(&self, dom: DomId, pool: u32) -> Result<()>;
+    /// Tells the domain's kernel that it may have memory from 0 to here (`XENMEM_set_memory_map`).
+    fn set_memory_map(&self, dom: DomId, kib: u64) -> Result<()>;
+    /// Sets how far the domain's clock is ahead of UTC (`XEN_DOMCTL_settimeoffset`).
+    fn set_time_offset(&self, dom: DomId, seconds: i64) -> Result<()>;
+    /// Gives the domain another UUID (`XEN_DOMCTL_setdomainhandle`).
+    fn set_uuid(&self, dom: DomId, uuid: &[u8; 16]) -> Result<()>;
     /// Where each CPU is; `None` for one that is not there (`XEN_SYSCTL_cputopoinfo`).
     fn topology(&self) -> Result<Vec<Option<CpuPlace>>>;
 }
@@ -355,8 +363,6 @@ pub trait HostControl: Placement {
     fn add_cpu(&self, pool: u32, cpu: u32) -> Result<()>;
     /// Takes a CPU out of a pool.
     fn remove_cpu(&self, pool: u32, cpu: u32) -> Result<()>;
-    /// Moves a domain into a pool.
-    fn move_to_pool(&self, dom: DomId, pool: u32) -> Result<()>;
 
     /// The nodes; `None` for one that is not there (`XEN_SYSCTL_numainfo`).
     fn numa(&self) -> Result<Vec<Option<NumaNode>>>;

@@ -86,6 +86,15 @@ abi_structs! {
         buffer @ 8: u64 = "buffer",
     }
 
+    /// The map of another domain.
+    ForeignMemoryMap = "struct xen_foreign_memory_map", 24 {
+        /// Whose.
+        domid @ 0: DomId = "domid",
+        pad0 @ 2: [u16; 3],
+        /// Its entries.
+        map @ 8: MemoryMap = "map",
+    }
+
     /// Maps frames that are not a domain's memory.
     AcquireResource = "struct xen_mem_acquire_resource", 32 {
         /// In.

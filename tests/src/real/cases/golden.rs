@@ -223,7 +223,7 @@ const CHANGES: &[Change] = &[
     (
         &["block-attach", "GUEST", "DISK,raw,xvdc,w"],
         &["block-list", "GUEST"],
-        &["block-detach", "GUEST", "xvdc"],
+        &["block-detach", "-f", "GUEST", "xvdc"],
     ),
     (
         &[
