@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use xen_hal::{DomainControl;
+use xen_hal::{DomainControl, Placement};
 use xen_sys::{DomId, Mfn};
 
 use crate::claims::{Claims, sum};

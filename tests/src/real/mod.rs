@@ -73,8 +73,8 @@ impl Entry {
 /// All scenarios.
 pub fn entries() -> Vec<Entry> {
     use cases::{
-        bad_input, block, debian, device_nodes, disks, golden, hostile, http, killed, lifecycle,
-        stock_tools, store, upheaval,
+        bad_input, block, commands, debian, device_nodes, disks, golden, hostile, http, killed,
+        lifecycle, stock_tools, store, upheaval,
     };
     let about_store = "nodes, transactions and watches of the store, through its socket";
     let about_rights = "what a guest may do with its own nodes and others', through its ring";
@@ -144,6 +144,19 @@ pub fn entries() -> Vec<Entry> {
             stock_tools::all,
         )
         .stock(&["xl", "console", "blkback"]),
+        Entry::new(
+            "commands",
+            "dumps, restarts, autostart, run; attachments killed half way leave nothing",
+            commands::all,
+        )
+        .timeout_s(400),
+        Entry::new(
+            "hotplug-debian",
+            "a Debian guest gets and loses a disk and a card, and its memory shrinks and grows",
+            commands::hotplug,
+        )
+        .timeout_s(600)
+        .on_4_17(),
         Entry::new("golden-ours", about_golden, golden::ours).timeout_s(400),
         Entry::new("golden-stock", about_golden, golden::stock)
             .stock(&["xl", "console", "blkback", "netback"])

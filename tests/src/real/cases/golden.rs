@@ -106,6 +106,51 @@ const LOOKS: &[(As, &[&str])] = &[
         As::Text,
         &["-N", "block-attach", "GUEST", "/tmp/x.img,raw,xvdb,w"],
     ),
+    (
+        As::Json,
+        &[
+            "create",
+            "-q",
+            "-n",
+            "CONFIG",
+            "cpus=\"0,2-3\"",
+            "cpu_weight=512",
+            "cap=50",
+        ],
+    ),
+    (
+        As::Json,
+        &[
+            "create",
+            "-q",
+            "-n",
+            "CONFIG",
+            "cpus_soft=[\"0\", \"1\"]",
+            "vcpus=2",
+        ],
+    ),
+    (
+        As::Json,
+        &[
+            "create",
+            "-q",
+            "-n",
+            "CONFIG",
+            "tsc_mode=\"native\"",
+            "localtime=1",
+        ],
+    ),
+    (
+        As::Json,
+        &[
+            "create",
+            "-q",
+            "-n",
+            "CONFIG",
+            "rtc_timeoffset=60",
+            "pool=\"Pool-0\"",
+        ],
+    ),
     // Prefixes, as long as they are unambiguous.
     (As::Text, &["cpupool-l"]),
     (As::Text, &["vcpu-l"]),
