@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use xen_sys::{DomId, Port};
+use xenstored::core::control::TraceCommand;
 use xenstored::daemon::live;
 use xenstored::daemon::world::{NoWorld, StoreWorld};
 use xenstored::daemon::{Daemon, dom0, fakexen, log};
@@ -119,6 +120,7 @@ fn serve_world<W: StoreWorld>(
         place
     };
     place.daemon.set_event_timeout(options.timeout.unwrap_or(0));
+    trace(options, &mut place.daemon)?;
     let mut server = Server::new(place.daemon, place.socket, stop.as_fd())?;
     loop {
         match server.run()? {
@@ -128,6 +130,25 @@ fn serve_world<W: StoreWorld>(
             }
         }
     }
+}
+
+fn trace<W: StoreWorld>(options: &Options, daemon: &mut Daemon<W>) -> Result<(), Failure> {
+    for kind in &options.trace_control {
+        let command = match kind.split_at_checked(1) {
+            Some(("+", kind)) => TraceCommand::Kind(kind, true),
+            Some(("-", kind)) => TraceCommand::Kind(kind, false),
+            _ => return Err(format!("--trace-control {kind}: it is to be +KIND or -KIND").into()),
+        };
+        daemon
+            .trace(command)
+            .map_err(|_| format!("--trace-control {kind}: there is no such kind"))?;
+    }
+    if let Some(file) = &options.trace_file {
+        daemon
+            .trace(TraceCommand::File(file))
+            .map_err(|error| format!("cannot log to {file}: {error}"))?;
+    }
+    Ok(())
 }
 
 /// With what an earlier daemon has kept, or an empty store.

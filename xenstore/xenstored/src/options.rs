@@ -82,6 +82,12 @@ pub struct Options {
     /// Tell whether the state on the standard input can be gone on from, and end
     #[arg(long, hide = true)]
     pub check_state: bool,
+    /// Log requests, replies and events to this file, as lines of JSON
+    #[arg(short = 'T', long, value_name = "FILE")]
+    pub trace_file: Option<String>,
+    /// Log one kind of thing (io, obj), or do not: +KIND or -KIND
+    #[arg(long, value_name = "+KIND|-KIND", allow_hyphen_values = true)]
+    pub trace_control: Vec<String>,
     #[command(flatten)]
     ignored: Ignored,
 }
@@ -101,8 +107,6 @@ struct Ignored {
     no_recovery: bool,
     #[arg(short = 'v', long, hide = true)]
     verbose: bool,
-    #[arg(short = 'T', long, hide = true)]
-    trace_file: Option<String>,
     #[arg(short = 'm', long, hide = true)]
     master_domid: Option<String>,
     #[arg(short = 'p', long, hide = true)]
@@ -154,7 +158,6 @@ impl Options {
             (ignored.preserve_local, "--preserve-local"),
             (ignored.no_recovery, "--no-recovery"),
             (ignored.verbose, "--verbose"),
-            (ignored.trace_file.is_some(), "--trace-file"),
             (ignored.master_domid.is_some(), "--master-domid"),
             (ignored.priv_domid.is_some(), "--priv-domid"),
         ];
@@ -206,10 +209,8 @@ mod tests {
         let options = Options::parse_from(["xenstored", "-N", "-I", "-R", "-E", "5", "-T", "/x"]);
         assert_eq!(options.limits().nodes, 5);
         assert_eq!(options.timeout, None);
-        assert_eq!(
-            options.ignored(),
-            ["--internal-db", "--no-recovery", "--trace-file"]
-        );
+        assert_eq!(options.trace_file.as_deref(), Some("/x"));
+        assert_eq!(options.ignored(), ["--internal-db", "--no-recovery"]);
     }
 
     #[test]

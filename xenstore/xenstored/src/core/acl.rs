@@ -144,6 +144,13 @@ impl Acl {
         Acl(Rc::new(entries))
     }
 
+    /// The same list, but owned by dom0.
+    pub fn owned_by_dom0(&self) -> Acl {
+        let mut entries = Vec::clone(&self.0);
+        entries[0].who = DomLife::DOM0;
+        Acl(Rc::new(entries))
+    }
+
     /// The list as clients see it: entries of domains that are gone are left out, and what they owned is dom0's.
     pub fn permissions(&self, alive: impl Fn(DomLife) -> bool) -> Vec<Permission> {
         let entry = |entry: &Entry| Permission::new(entry.who.dom, entry.access);

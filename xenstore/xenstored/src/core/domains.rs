@@ -10,6 +10,7 @@ use super::limits::Limits;
 use super::ops::Ops;
 use super::path::{INTRODUCE_DOMAIN, RELEASE_DOMAIN, home};
 use super::settings::{FEATURES, Quotas};
+use super::stats::Counters;
 use super::tree::walk;
 use super::{Client, ConnId, Core, DomainReport, DomainState, Host, Identity};
 
@@ -34,6 +35,8 @@ pub(super) struct Domain {
     pub limits: Option<Box<Limits>>,
     /// Who is told of it.
     pub special_acls: SpecialAcls,
+    /// What it has asked for.
+    pub counters: Box<Counters>,
     /// The most that it has held.
     pub most: Usage,
     /// Whether it holds more than the soft quota, which was told about.
@@ -89,6 +92,7 @@ impl Core {
                 quotas: Quotas::new(),
                 limits: None,
                 special_acls: SpecialAcls::default(),
+                counters: Box::default(),
                 most: Usage::default(),
                 over_soft: false,
                 times_over_soft: 0,
@@ -269,10 +273,17 @@ impl Core {
                     if owned && path != "/" {
                         paths.push(path.to_owned());
                     }
-                    !owned
+                    !owned || path == "/"
                 });
             }
             let mut changes = Vec::new();
+            if top == "/" && self.tree.root().acl().owner() == who {
+                // The root stays, and is dom0's.
+                let acl = self.tree.root().acl().owned_by_dom0();
+                let _ = self
+                    .ops(Actor::DOM0, 0, &mut changes)
+                    .set_permissions("/", acl);
+            }
             for path in paths {
                 let mut ops: Ops<'_> = self.ops(Actor::DOM0, 0, &mut changes);
                 // The path was just found, and it is not the root.

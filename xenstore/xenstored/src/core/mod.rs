@@ -7,7 +7,7 @@
 
 pub mod account;
 pub mod acl;
-mod control;
+pub mod control;
 mod domains;
 mod hash;
 pub mod held;
@@ -17,6 +17,7 @@ pub mod path;
 mod requests;
 pub mod settings;
 pub mod state;
+pub mod stats;
 pub mod transaction;
 pub mod tree;
 pub mod turns;
@@ -34,11 +35,13 @@ use xen_sys::{DomId, Errno, Port};
 use xs_wire::{Access, Header, Op};
 
 use acl::{Acl, Actor, DomLife};
+use control::TraceCommand;
 use domains::{Domain, SpecialAcls};
 use hash::Seeded;
 use limits::Limits;
 use ops::{Change, Ops, Owned};
 use path::{INTRODUCE_DOMAIN, Special};
+use stats::Counters;
 use transaction::Transaction;
 use tree::Tree;
 use turns::{PENALTY, Turns};
@@ -134,6 +137,8 @@ pub struct Buffered {
     pub bytes: usize,
     /// Replies that are not taken.
     pub replies: usize,
+    /// Events that were queued since it began.
+    pub events: u64,
 }
 
 /// The world, as the core asks for it.
@@ -173,6 +178,14 @@ pub trait Host {
     ) -> Result<Option<String>, Errno> {
         Err(Errno::EINVAL)
     }
+    /// Shows or changes what goes to the access log; the text for who asks.
+    fn trace(&mut self, _command: TraceCommand<'_>) -> Result<String, Errno> {
+        Err(Errno::ENOSYS)
+    }
+    /// Appends a report to a file.
+    fn write_report(&mut self, _path: &str, _text: &str) -> Result<(), Errno> {
+        Err(Errno::ENOSYS)
+    }
     /// Shows a line in the daemon's log.
     fn log(&mut self, line: &str);
 }
@@ -195,6 +208,8 @@ pub struct Core {
     last_transaction: u32,
     /// The most that any guest has held.
     most: held::Usage,
+    /// What dom0's clients have asked for.
+    counters: Counters,
 }
 
 /// What is kept of a connection.
@@ -234,6 +249,7 @@ impl Core {
             last_life: 0,
             last_transaction: 0,
             most: held::Usage::default(),
+            counters: Counters::default(),
         }
     }
 

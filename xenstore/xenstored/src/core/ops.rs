@@ -334,6 +334,12 @@ impl Owned {
         owned
     }
 
+    /// Who owns anything.
+    #[cfg(test)]
+    pub fn domains(&self) -> impl Iterator<Item = DomLife> {
+        self.0.keys().copied()
+    }
+
     /// What a domain owns.
     pub fn of_domain(&self, who: DomLife) -> Held {
         self.0.get(&who).copied().unwrap_or_default()
@@ -366,10 +372,12 @@ impl Owned {
 }
 
 fn held_in(live: Option<&Owned>, owned: &Owned, who: DomLife) -> Held {
-    let (a, b) = (owned.of_domain(who), live.map(|live| live.of_domain(who)));
-    let b = b.unwrap_or_default();
+    let owned = owned.of_domain(who);
+    let Some(live) = live else { return owned };
+    let live = live.of_domain(who);
     Held {
-        nodes: a.nodes + b.nodes,
-        bytes: a.bytes + b.bytes,
+        nodes: owned.nodes + live.nodes,
+        // What a transaction removes is held until it commits.
+        bytes: owned.bytes.max(0) + live.bytes,
     }
 }

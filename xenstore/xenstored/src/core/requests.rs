@@ -52,6 +52,7 @@ impl Core {
             return;
         };
         let result = self.dispatch(host, conn, actor, header, body);
+        let done = result.as_ref().map(drop).map_err(|errno| *errno);
         let op = Op::from_code(header.op).unwrap_or(Op::Error);
         match result {
             Err(errno) => {
@@ -76,7 +77,12 @@ impl Core {
                 }
             }
         }
-        if !actor.is_privileged() {
+        if actor.is_privileged() {
+            self.counters.count(header.op, body.len(), done);
+        } else {
+            if let Some(domain) = self.domains.get_mut(&actor.who.dom) {
+                domain.counters.count(header.op, body.len(), done);
+            }
             self.note_usage(host, &actor);
         }
         self.give_turns(host);
@@ -182,6 +188,10 @@ impl Core {
             }
             Request::Control(words) => self
                 .control(host, &words)
+                .and_then(|text| match text.len() < PAYLOAD_MAX {
+                    true => Ok(text),
+                    false => Err(Errno::E2BIG),
+                })
                 .map(|text| Some(Outcome::Payload([text.as_bytes(), b"\0"].concat()))),
             Request::Introduce(dom, frame, port) => {
                 self.handle_introduce(host, dom, frame, port).map(Some)
@@ -430,6 +440,10 @@ impl Core {
             return Ok(Outcome::Done(Vec::new()));
         }
         let actor = client.actor;
+        if !transaction.new_owners().all(|who| self.is_alive(who)) {
+            // It gave a node to a domain that has died since: the retry will be told.
+            return Err(Errno::EAGAIN);
+        }
         let beside = self.beside(host, conn, &actor, 0);
         let limits = limits_of(&self.domains, &self.limits, &actor);
         let committed = transaction.commit(&mut self.tree, &mut self.owned, limits, beside);

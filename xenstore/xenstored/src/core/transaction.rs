@@ -13,7 +13,7 @@ use std::rc::Rc;
 use xen_sys::Errno;
 
 use super::ConnId;
-use super::acl::{Acl, Actor};
+use super::acl::{Acl, Actor, DomLife};
 use super::hash::Seeded;
 use super::limits::{Limits, within};
 use super::ops::{Change, Ops, Owned};
@@ -327,6 +327,14 @@ impl Transaction {
         transaction
     }
 
+    /// Whom it gives nodes to.
+    pub fn new_owners(&self) -> impl Iterator<Item = DomLife> {
+        self.updates.iter().filter_map(|update| match update {
+            Update::SetPermissions(_, acl) => Some(acl.owner()),
+            _ => None,
+        })
+    }
+
     /// What it makes us hold, beside how it changes what its owner owns.
     pub fn bytes(&self) -> usize {
         account::TRANSACTION + self.reads.bytes + self.bytes + self.copied
@@ -417,7 +425,7 @@ impl Transaction {
 
     /// Its copy of the tree as it is, to work on.
     fn ops<'a>(&'a mut self, limits: &'a Limits, live: &'a Owned, beside: usize) -> Ops<'a> {
-        let beside = (beside as i64 + self.pending_growth).max(0) as usize;
+        let beside = beside + self.pending_growth.max(0) as usize;
         Ops {
             tree: &mut self.tree,
             actor: self.actor,
@@ -445,7 +453,7 @@ impl Transaction {
         }
         let copied = self.copies(self.updates.len(), update.path());
         let beside = beside + update.bytes() + copied;
-        let told = self.changes.len();
+        let (told, held) = (self.changes.len(), self.reads.bytes);
         let mut waits = None;
         let mut ops = self.ops(limits, live, beside);
         ops.check_held()?;
@@ -464,6 +472,8 @@ impl Transaction {
         } else {
             self.settle();
             self.reads.changed = true;
+            // What was seen so far is held already.
+            let beside = beside + self.reads.bytes - held;
             update.apply(&mut self.ops(limits, live, beside))?;
         }
         self.bytes += update.bytes() + told_bytes(&self.changes[told..]);

@@ -10,7 +10,9 @@ use xs_wire::{Header, Op};
 use super::live::{self, Session};
 use super::output::{Added, Output, Seconds, event_size};
 use super::ring::{Ring, RingFault};
+use super::trace::{self, Trace};
 use super::world::StoreWorld;
+use crate::core::control::TraceCommand;
 use crate::core::{Buffered, ConnId, ConnMap, DomainReport, Event, Host, Identity};
 use crate::journal::Journal;
 use crate::journal::conns::{Saved, What};
@@ -50,6 +52,8 @@ pub struct Conn {
     pub failed: Option<RingFault>,
     /// How often it did.
     pub faults: u32,
+    /// Events that were queued for it.
+    pub events: u64,
     /// Whether its next request waits until a live update has come to an end.
     pub held: bool,
     /// Whether it goes on with the daemon after us: a ring, or a socket that somebody keeps. What of its bytes was taken and
@@ -60,6 +64,14 @@ pub struct Conn {
 }
 
 impl Conn {
+    /// Whose it is.
+    pub fn dom(&self) -> u16 {
+        match &self.transport {
+            Transport::Socket(_) => 0,
+            Transport::Ring(ring) => ring.dom.0,
+        }
+    }
+
     /// What is kept for it, in bytes.
     pub fn held(&self) -> usize {
         self.input.len() + self.taken_out + self.output.held()
@@ -93,6 +105,8 @@ pub struct Io<W> {
     pub world: W,
     /// What happens is told here.
     pub journal: Journal,
+    /// The access log.
+    pub trace: Trace,
     /// Who keeps sockets for the daemon after us.
     pub manager: Option<Manager>,
     /// The connections.
@@ -119,6 +133,7 @@ impl<W: StoreWorld> Io<W> {
         Io {
             world,
             journal: Journal::none(),
+            trace: Trace::default(),
             manager: None,
             conns: ConnMap::default(),
             ready: VecDeque::new(),
@@ -192,9 +207,11 @@ impl<W: StoreWorld> Io<W> {
             tells_room: false,
             failed: None,
             faults: 0,
+            events: 0,
             held: false,
             queued: false,
         };
+        self.trace.connection(id, conn.dom(), "opened");
         self.conns.insert(id, conn);
     }
 
@@ -239,6 +256,7 @@ impl<W: StoreWorld> Io<W> {
     /// Takes a connection away.
     pub fn remove(&mut self, id: ConnId) -> Option<Conn> {
         let conn = self.conns.remove(&id)?;
+        self.trace.connection(id, conn.dom(), "closed");
         self.journal.closed(id);
         if self
             .session
@@ -354,6 +372,9 @@ impl<W: StoreWorld> Host for Io<W> {
 
     fn reply(&mut self, id: ConnId, op: Op, request: &Header, body: &[u8]) {
         self.journal.answers.count();
+        if self.trace.is_on() {
+            self.trace.reply(id, op, request, body);
+        }
         if let Some(conn) = self.conns.get_mut(&id) {
             let bytes = conn.output.reply(op, request, body);
             if conn.kept {
@@ -377,6 +398,10 @@ impl<W: StoreWorld> Host for Io<W> {
                 self.doomed.push(id);
             }
             return;
+        }
+        conn.events += 1;
+        if self.trace.is_on() {
+            self.trace.event(id, &event);
         }
         match conn.output.event(event, now) {
             _ if !conn.kept => {}
@@ -424,7 +449,22 @@ impl<W: StoreWorld> Host for Io<W> {
             .map_or(Buffered::default(), |conn| Buffered {
                 bytes: conn.held(),
                 replies: conn.output.replies(),
+                events: conn.events,
             })
+    }
+
+    fn trace(&mut self, command: TraceCommand<'_>) -> Result<String, Errno> {
+        self.trace.command(command)
+    }
+
+    fn write_report(&mut self, path: &str, text: &str) -> Result<(), Errno> {
+        use std::io::Write;
+        let file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(trace::absolute(path));
+        let written = file.and_then(|mut file| file.write_all(text.as_bytes()));
+        written.map_err(|error| Errno(error.raw_os_error().unwrap_or(Errno::EIO.0)))
     }
 
     fn log(&mut self, line: &str) {

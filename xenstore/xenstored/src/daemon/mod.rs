@@ -10,6 +10,7 @@ pub mod live;
 mod output;
 mod resume;
 mod ring;
+mod trace;
 pub mod world;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -18,12 +19,13 @@ use std::time::{Duration, Instant};
 use rustix::io::Errno as OsErrno;
 use rustix::net::{self, RecvFlags, SendFlags};
 use xen_hal::Error;
-use xen_sys::DomId;
+use xen_sys::{DomId, Errno};
 use xs_wire::{Frame, Header, Op};
 
 pub use io::{Transport, log};
 pub use output::Output;
 
+use crate::core::control::TraceCommand;
 use crate::core::limits::Limits;
 use crate::core::settings::FEATURES;
 use crate::core::{ConnId, Core};
@@ -88,6 +90,14 @@ impl<W: StoreWorld> Daemon<W> {
             started: Instant::now(),
             event_timeout: 0,
         }
+    }
+
+    /// Switches the access log on, to this file (as `CONTROL logfile`), or one of its kinds on or off.
+    ///
+    /// # Errors
+    /// The file cannot be opened, or there is no such kind.
+    pub fn trace(&mut self, command: TraceCommand<'_>) -> Result<(), Errno> {
+        self.io.trace.command(command).map(drop)
     }
 
     /// Sets how long events wait for a guest before they are forgotten, in whole seconds; for ever if 0.
@@ -294,6 +304,7 @@ impl<W: StoreWorld> Daemon<W> {
             let why = "does not take its events".to_owned();
             self.end(id, End::Fault(RingFault::Communication, why));
         }
+        self.io.trace.flush();
         Ok(busy)
     }
 
@@ -387,6 +398,7 @@ impl<W: StoreWorld> Daemon<W> {
             // First the journal: a new daemon finds the wish in the page, or all done.
             self.io.journal.rebound(id, What::Ring(ring.at_fresh()));
             self.core.restart(id);
+            self.io.trace.connection(id, ring.dom.0, "afresh");
             self.io.journal.restarted(id);
             self.io.journal.commit();
             ring.reconnect();
@@ -531,6 +543,10 @@ impl<W: StoreWorld> Daemon<W> {
                         break;
                     }
                     self.io.journal.begin(id);
+                    if self.io.trace.is_on() {
+                        let dom = self.io.conns.get(&id).map_or(0, io::Conn::dom);
+                        self.io.trace.request(id, dom, header, body);
+                    }
                     self.core.request(&mut self.io, id, header, body);
                     // All that it has done counts from here on, and nothing before.
                     if kept {

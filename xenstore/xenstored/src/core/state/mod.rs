@@ -24,6 +24,7 @@ use super::held::Usage;
 use super::limits::{Limits, Quota};
 use super::ops::Owned;
 use super::settings::Quotas;
+use super::stats::Counters;
 use super::transaction::{Transaction, Update};
 use super::tree::Tree;
 use super::turns::{Turns, Waiting};
@@ -248,6 +249,7 @@ impl Core {
             last_life: state.last_life,
             last_transaction: state.last_transaction,
             most: Usage::default(),
+            counters: Counters::default(),
         }
     }
 
@@ -318,6 +320,7 @@ fn domain_of(state: DomainState, all: &Limits) -> Domain {
         quotas,
         limits: None,
         special_acls: state.special_acls,
+        counters: Box::default(),
         most: Usage::default(),
         over_soft: false,
         times_over_soft: 0,
