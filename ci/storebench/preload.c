@@ -73,7 +73,7 @@ static const char *in_folder(struct path *path, const char *before, long number,
 /* What the daemons have compiled in, moved into the folder. */
 static const char *moved(struct path *path, const char *name)
 {
-	static const char *const tops[] = { "/var/run/xenstored", "/run/xenstored", "/var/run/xen", "/var/log/xen" };
+	static const char *const tops[] = { "/var/run/xenstored", "/run/xenstored", "/var/lib/xenstored", "/var/run/xen", "/var/log/xen" };
 	if (!strcmp(name, "/proc/xen/xsd_kva"))
 		return in_folder(path, "ring.0", -1, "");
 	if (!strcmp(name, "/proc/xen/xsd_port"))
@@ -134,6 +134,19 @@ int access(const char *name, int mode)
 {
 	struct path path;
 	return syscall(SYS_access, moved(&path, name), mode);
+}
+
+/* Both structures are the kernel's on this machine. */
+int stat(const char *name, void *to)
+{
+	struct path path;
+	return syscall(SYS_newfstatat, AT_FDCWD, moved(&path, name), to, 0);
+}
+
+int stat64(const char *name, void *to)
+{
+	struct path path;
+	return syscall(SYS_newfstatat, AT_FDCWD, moved(&path, name), to, 0);
 }
 
 int bind(int fd, const struct sockaddr *address, socklen_t len)

@@ -1,6 +1,8 @@
 //! A store daemon, ours or a stock one, in a folder of its own on a processor of its own.
 
+use std::ffi::OsString;
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -118,6 +120,49 @@ impl Place {
         Ok(daemon)
     }
 
+    /// The program to go on with in a live update to a daemon of this kind.
+    pub fn next(&self, kind: Kind, folder: &Folder) -> Result<PathBuf> {
+        if kind == Kind::Xlrs {
+            return Ok(self.xenstored.clone());
+        }
+        // A daemon starts a program by its name alone, and the stock ones need their own loader.
+        let (loader, arguments) = self.stock_loader(kind);
+        let arguments: Vec<String> = arguments
+            .iter()
+            .map(|word| format!("'{}'", word.to_string_lossy()))
+            .collect();
+        let text = format!(
+            "#!/bin/sh\nexec '{}' {} \"$@\"\n",
+            loader.display(),
+            arguments.join(" ")
+        );
+        let path = folder.path().join(format!("next-{}", kind.name()));
+        let named = || format!("writing {}", path.display());
+        fs::write(&path, text).context(named)?;
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).context(named)?;
+        Ok(path)
+    }
+
+    /// Debian's own loader and libraries, whatever this machine has: the loader, and its arguments with the program.
+    fn stock_loader(&self, kind: Kind) -> (PathBuf, Vec<OsString>) {
+        let libraries = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
+        let libraries = libraries.map(|dir| self.stock.join(dir).display().to_string());
+        let programs = self.stock.join("usr/lib/xen-4.17/bin");
+        let program = match kind {
+            Kind::C => programs.join("xenstored"),
+            _ => programs.join("oxenstored"),
+        };
+        let arguments = vec![
+            "--library-path".into(),
+            libraries.join(":").into(),
+            "--preload".into(),
+            self.preload.clone().into(),
+            program.into(),
+        ];
+        let loader = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
+        (self.stock.join(loader), arguments)
+    }
+
     fn command(&self, kind: Kind, folder: &Folder) -> Command {
         let socket = socket(folder);
         // The daemon ends with us, however we end.
@@ -129,19 +174,10 @@ impl Place {
             command.args([Path::new("--socket"), &socket]);
             return command;
         }
-        // Debian's own loader and libraries, whatever this machine has.
-        let libraries = ["lib/x86_64-linux-gnu", "usr/lib/x86_64-linux-gnu"];
-        let libraries = libraries.map(|dir| self.stock.join(dir).display().to_string());
-        let loader = "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2";
-        command.arg(self.stock.join(loader));
-        command.args(["--library-path", &libraries.join(":")]);
-        command.args([Path::new("--preload"), &self.preload]);
-        let programs = self.stock.join("usr/lib/xen-4.17/bin");
-        if kind == Kind::C {
-            command.arg(programs.join("xenstored")).arg("--no-fork");
-        } else {
-            command.arg(programs.join("oxenstored"));
-            command.args(["--no-fork", "--no-access-log"]);
+        let (loader, arguments) = self.stock_loader(kind);
+        command.arg(loader).args(arguments).arg("--no-fork");
+        if kind == Kind::Oxenstored {
+            command.arg("--no-access-log");
             command.args([
                 Path::new("--config-file"),
                 &self.stock.join("etc/xen/oxenstored.conf"),

@@ -2,6 +2,7 @@
 
 mod counter;
 mod domains;
+mod live;
 mod memory;
 mod ops;
 mod watches;
@@ -176,5 +177,21 @@ pub const CASES: &[Case] = &[
         ],
         stock_runs: 1,
         run: memory::per_node,
+    },
+    // The longest time without an answer while the daemon becomes another of its kind, with 100 000 nodes, 66 sockets and
+    // 10 guests; then everybody must find what is theirs.
+    Case {
+        name: "live-update",
+        rows: &[less("live-update-stall", "ms", Aim::Value(50.0))],
+        run: live::same,
+    },
+    // The same from C xenstored to ours, and from there to C xenstored.
+    Case {
+        name: "live-update-c",
+        rows: &[
+            less("live-update-from-c", "ms", Aim::None),
+            less("live-update-to-c", "ms", Aim::None),
+        ],
+        run: live::with_c,
     },
 ];
