@@ -198,7 +198,7 @@ fn go_on<W: StoreWorld>(
         None => Journal::none(),
     };
     let mut daemon = told.daemon;
-    daemon.keep_from_here(journal, manager(options)?, told.is_new);
+    daemon.keep_from_here(journal, manager(options)?, told.is_new, told.snapshot);
     files.remove();
     let (listener, socket) = match told.listener {
         Some(socket) => (Listener::keep(&options.socket), socket),

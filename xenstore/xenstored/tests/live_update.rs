@@ -26,14 +26,25 @@ impl Daemon {
         let path = std::env::temp_dir().join(format!("live-{}-{name}", std::process::id()));
         let _ = std::fs::remove_dir_all(&path);
         let folder = Folder::create(&path).unwrap();
-        let process = Command::new(PROGRAM)
+        let process = Daemon::spawn(&path);
+        Daemon { folder, process }
+    }
+
+    fn spawn(path: &Path) -> Child {
+        Command::new(PROGRAM)
             .arg("-N")
-            .args([Path::new("--fakexen"), &path])
+            .args([Path::new("--fakexen"), path])
             .args([Path::new("--socket"), &path.join("socket")])
             .args([Path::new("--pid-file"), &path.join("pid")])
             .spawn()
-            .unwrap();
-        Daemon { folder, process }
+            .unwrap()
+    }
+
+    /// Kills it and starts it again.
+    fn kill(&mut self) {
+        self.process.kill().unwrap();
+        self.process.wait().unwrap();
+        self.process = Daemon::spawn(self.folder.path());
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -348,6 +359,28 @@ fn nobody_notices() {
     assert_eq!(dom0.event(), "@releaseDomain gone");
     assert_eq!(dom0.read(0, "/local/domain/9/data"), "!ENOENT");
     assert!(!daemon.path("state_dump").exists());
+}
+
+#[test]
+fn it_survives_its_death_afterwards() {
+    let mut daemon = Daemon::start("dies");
+    let mut dom0 = daemon.connect();
+    let mut guest = Guest::create(&daemon, &mut dom0, 7);
+    dom0.write("/before", "1");
+    assert_eq!(guest.ask(0, Request::Watch(b"data", b"t", None)), "OK");
+    assert_eq!(guest.message().1, "data t");
+    assert_eq!(dom0.update(PROGRAM), "OK");
+    dom0.write("/after", "2");
+    let tx = guest.ask(0, Request::TransactionStart).parse().unwrap();
+    assert_eq!(guest.ask(tx, Request::Write(b"data", b"x")), "OK");
+    daemon.kill();
+    let mut dom0 = daemon.connect();
+    assert_eq!(dom0.read(0, "/before"), "1");
+    assert_eq!(dom0.read(0, "/after"), "2");
+    assert_eq!(guest.ask(tx, Request::TransactionEnd(true)), "OK");
+    assert_eq!(guest.message().1, "data t");
+    assert_eq!(dom0.update(PROGRAM), "OK");
+    assert_eq!(dom0.read(0, "/local/domain/7/data"), "x");
 }
 
 #[test]

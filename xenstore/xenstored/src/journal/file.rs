@@ -115,10 +115,11 @@ impl Log {
 }
 
 impl StateFile {
-    /// Opens the file, for this daemon alone, and reads what it holds. `None` if that is not of use, with the reason told
-    /// to `say`.
+    /// Opens the file, for this daemon alone, and reads what it holds, its logs only `with_logs`. `None` if that is not
+    /// of use, with the reason told to `say`.
     pub fn open(
         path: &Path,
+        with_logs: bool,
         say: &mut dyn FnMut(String),
     ) -> Result<(StateFile, Option<Content>), Failure> {
         let named =
@@ -127,7 +128,7 @@ impl StateFile {
             fs::create_dir_all(folder).map_err(|error| named("make the folder of", error))?;
         }
         let mut file = open_locked(path)?;
-        let content = match read(&file) {
+        let content = match read(&file, with_logs) {
             Ok(content) => content,
             Err(why) => {
                 say(format!("{}: {why}", path.display()));
@@ -389,7 +390,7 @@ const ATTEMPTS_MAX: u64 = 5;
 const LONG_LIFE_S: u64 = 60;
 
 /// `Ok(None)` if the file is new.
-fn read(file: &File) -> Result<Option<Content>, String> {
+fn read(file: &File, with_logs: bool) -> Result<Option<Content>, String> {
     use std::os::unix::fs::FileExt;
     let len = file.metadata().map_err(|error| error.to_string())?.size();
     if len == 0 {
@@ -437,7 +438,9 @@ fn read(file: &File) -> Result<Option<Content>, String> {
         if len > AREA {
             return Err("is damaged: a log is longer than can be".into());
         }
-        logs[log as usize] = piece(log.base(half >> 31 != 0), len)?;
+        if with_logs {
+            logs[log as usize] = piece(log.base(half >> 31 != 0), len)?;
+        }
     }
     let moved = |at: usize| {
         let len = at + CALL_MESSAGE + MSG_LEN;

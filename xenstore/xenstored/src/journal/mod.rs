@@ -62,7 +62,7 @@ impl Journal {
         path: &Path,
         say: &mut dyn FnMut(String),
     ) -> Result<(Journal, Option<Recovered>), Failure> {
-        let (mut file, content) = StateFile::open(path, say)?;
+        let (mut file, content) = StateFile::open(path, true, say)?;
         let recovered = match content.map(recover::recover) {
             None => None,
             Some(Ok(recovered)) => {
@@ -73,7 +73,7 @@ impl Journal {
                 say(format!("{}: {why}", path.display()));
                 drop(file);
                 file::set_aside(path, say)?;
-                (file, _) = StateFile::open(path, say)?;
+                (file, _) = StateFile::open(path, true, say)?;
                 None
             }
         };
@@ -90,7 +90,7 @@ impl Journal {
     /// As for [`open`](Self::open).
     pub fn take_over(path: &Path, say: &mut dyn FnMut(String)) -> Result<Journal, Failure> {
         // What it holds counts until all was saved anew.
-        let (file, _) = StateFile::open(path, say)?;
+        let (file, _) = StateFile::open(path, false, say)?;
         Ok(Journal {
             file: Some(Box::new(file)),
             answers: Answers::default(),
@@ -128,8 +128,14 @@ impl Journal {
 
     /// Begins the store's log anew.
     pub fn save_core(&mut self, core: &Core) {
+        if self.file.is_some() {
+            self.save_snapshot(&core.export().encode());
+        }
+    }
+
+    /// As [`save_core`](Self::save_core), from the bytes of a state.
+    pub fn save_snapshot(&mut self, bytes: &[u8]) {
         let Some(file) = &mut self.file else { return };
-        let bytes = core.export().encode();
         file.restart(Log::Core);
         for piece in bytes.chunks(PIECE) {
             file.append(Log::Core, Kind::Snapshot, 0, ConnId(0), [piece, &[]]);

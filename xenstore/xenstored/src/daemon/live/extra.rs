@@ -57,8 +57,8 @@ impl Extra {
         bytes
     }
 
-    /// What a record's body tells; it may be padded.
-    pub fn decode(mut body: &[u8]) -> Result<Extra, String> {
+    /// What a record's body tells, which may be padded, and the bytes of the store in it.
+    pub fn decode(mut body: &[u8]) -> Result<(Extra, &[u8]), String> {
         let from = &mut body;
         let last_conn = u64::from_le_bytes(take(from)?);
         let pid_file = i32::from_le_bytes(take(from)?);
@@ -82,13 +82,15 @@ impl Extra {
         }
         let len = u64::from_le_bytes(take(from)?);
         let state = usize::try_from(len).ok().and_then(|len| from.get(..len));
-        let state = state.ok_or("the store is longer than its record")?;
-        Ok(Extra {
+        let bytes = state.ok_or("the store is longer than its record")?;
+        let state = State::decode(bytes).map_err(|error| error.to_string())?;
+        let extra = Extra {
             last_conn,
             pid_file: (pid_file >= 0).then_some(pid_file),
             conns,
-            state: State::decode(state).map_err(|error| error.to_string())?,
-        })
+            state,
+        };
+        Ok((extra, bytes))
     }
 }
 
@@ -118,7 +120,8 @@ mod tests {
             state: Core::new(Limits::default()).export(),
         };
         let bytes = extra.encode();
-        let read = Extra::decode(&[&bytes[..], &[0; 5]].concat()).unwrap();
+        let padded = [&bytes[..], &[0; 5]].concat();
+        let (read, _) = Extra::decode(&padded).unwrap();
         assert_eq!((read.last_conn, read.pid_file), (99, Some(4)));
         assert_eq!((read.conns, read.state), (extra.conns, extra.state));
         for len in 0..bytes.len() {

@@ -23,7 +23,7 @@ use crate::manager::Manager;
 
 /// What is inherited beside the daemon itself.
 #[derive(Debug)]
-pub struct Inheritance<D> {
+pub struct Inheritance<'a, D> {
     /// The daemon.
     pub daemon: D,
     /// The socket that clients connect to.
@@ -32,6 +32,8 @@ pub struct Inheritance<D> {
     pub pid_file: Option<OwnedFd>,
     /// Whether the daemon before was another's, so that nobody keeps its sockets yet.
     pub is_new: bool,
+    /// The daemon's store as bytes of a [`State`], if it is at hand so.
+    pub snapshot: Option<&'a [u8]>,
 }
 
 /// A stream that was read, its descriptors not yet taken.
@@ -43,6 +45,8 @@ struct Told<'a> {
     is_new: bool,
     connections: Vec<(Kept, Connection<'a>)>,
     state: State,
+    /// The bytes of the state, if it is told in our own.
+    bytes: Option<&'a [u8]>,
 }
 
 /// Whether a stream can be gone on from.
@@ -54,12 +58,12 @@ pub fn check(stream: &[u8], limits: Limits) -> Result<(), String> {
 
 /// Goes on from a stream. `limits` hold if it tells none; `inherit` takes one of the process's descriptors, `open` makes
 /// the world with the inherited event channels and the ports that are bound there.
-pub fn resume<W: StoreWorld>(
-    stream: &[u8],
+pub fn resume<'a, W: StoreWorld>(
+    stream: &'a [u8],
     limits: Limits,
     inherit: impl Fn(RawFd) -> Result<OwnedFd, String>,
     open: impl FnOnce(Option<OwnedFd>, &[(Port, DomId)]) -> Result<W, String>,
-) -> Result<Inheritance<Daemon<W>>, String> {
+) -> Result<Inheritance<'a, Daemon<W>>, String> {
     let told = read(stream, limits)?;
     let some = |fd: RawFd| (fd >= 0).then(|| inherit(fd)).transpose();
     let listener = some(told.listener)?;
@@ -79,12 +83,14 @@ pub fn resume<W: StoreWorld>(
     let world = open(evtchn, &ports)?;
     let now = told.state.now;
     let mut daemon = Daemon::with(Core::import(told.state), world);
+    let mut snapshot = told.bytes;
     daemon.time_before = now;
     daemon.io.set_last_id(told.last_conn);
     for (kept, connection) in &told.connections {
         if let Err(why) = daemon.take_over(kept, connection, !told.is_new, &inherit) {
             daemon.io.log(&why);
             daemon.core.detach(kept.id);
+            snapshot = None;
         }
     }
     if let Some(socket) = &listener {
@@ -95,13 +101,20 @@ pub fn resume<W: StoreWorld>(
         listener,
         pid_file,
         is_new: told.is_new,
+        snapshot,
     })
 }
 
 impl<W: StoreWorld> Daemon<W> {
     /// Keeps the state in `journal` and the descriptors with `manager`, which has not heard of the connections yet if they
-    /// are `new` to it.
-    pub fn keep_from_here(&mut self, journal: Journal, manager: Option<Manager>, new: bool) {
+    /// are `new` to it. The store is what `snapshot` tells, if that is at hand.
+    pub fn keep_from_here(
+        &mut self,
+        journal: Journal,
+        manager: Option<Manager>,
+        new: bool,
+        snapshot: Option<&[u8]>,
+    ) {
         self.io.journal = journal;
         self.io.manager = manager;
         if let Some(manager) = self.io.manager.as_mut().filter(|_| new) {
@@ -115,7 +128,11 @@ impl<W: StoreWorld> Daemon<W> {
         for conn in self.io.conns.values_mut() {
             conn.kept |= kept;
         }
-        self.save();
+        match snapshot {
+            Some(bytes) => self.io.journal.save_snapshot(bytes),
+            None => self.io.journal.save_core(&self.core),
+        }
+        self.io.save();
         self.io.journal.settled();
         // Deaths may have been told to nobody meanwhile.
         self.look_at_domains();
@@ -221,7 +238,7 @@ fn read(stream: &[u8], limits: Limits) -> Result<Told<'_>, String> {
             }
         }
     }
-    let Some(extra) = extra else {
+    let Some((extra, bytes)) = extra else {
         let kept = |connection: &Connection<'_>| Kept {
             id: numbers[&connection.id],
             what: match connection.peer {
@@ -247,6 +264,7 @@ fn read(stream: &[u8], limits: Limits) -> Result<Told<'_>, String> {
             is_new: true,
             connections: connections.into_iter().map(|c| (kept(&c), c)).collect(),
             state: foreign.finish(),
+            bytes: None,
         });
     };
     let told = connections.into_iter().map(|connection| {
@@ -262,5 +280,6 @@ fn read(stream: &[u8], limits: Limits) -> Result<Told<'_>, String> {
         is_new: false,
         connections: told.collect::<Result<_, String>>()?,
         state: extra.state,
+        bytes: Some(bytes),
     })
 }
