@@ -183,6 +183,7 @@ pub const CASES: &[Case] = &[
     Case {
         name: "live-update",
         rows: &[less("live-update-stall", "ms", Aim::Value(50.0))],
+        stock_runs: 1,
         run: live::same,
     },
     // The same from C xenstored to ours, and from there to C xenstored.
@@ -192,6 +193,7 @@ pub const CASES: &[Case] = &[
             less("live-update-from-c", "ms", Aim::None),
             less("live-update-to-c", "ms", Aim::None),
         ],
+        stock_runs: 1,
         run: live::with_c,
     },
 ];
