@@ -50,7 +50,7 @@ struct Options {
     /// Seconds that each load lasts, after a fifth of it to warm up
     #[arg(long, default_value_t = 0.5)]
     seconds: f64,
-    /// Seconds of random writes before our daemon's memory is looked at, a sixth of them after the first time
+    /// Seconds of random writes before our daemon's memory is looked at, a twelfth of them after the first time
     #[arg(long, default_value_t = 60.0)]
     churn_seconds: f64,
     /// Only these daemons; without ours or without stock ones there are no ratios
@@ -97,7 +97,7 @@ fn run(options: &Options) -> Result<()> {
                 let whole_churn = ours && round == 1;
                 let settings = Settings {
                     load,
-                    churn: if whole_churn { churn } else { churn / 6 },
+                    churn: if whole_churn { churn } else { churn / 12 },
                 };
                 let at = start.elapsed().as_secs_f64();
                 let values = (case.run)(&place, *kind, &settings).map_err(|e| {

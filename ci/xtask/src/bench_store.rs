@@ -23,7 +23,7 @@ pub struct StoreArgs {
     /// Seconds that each load lasts.
     #[arg(long, default_value = "0.5")]
     seconds: String,
-    /// Seconds of random writes before our daemon's memory is looked at, a sixth of them after the first time.
+    /// Seconds of random writes before our daemon's memory is looked at, a twelfth of them after the first time.
     #[arg(long, default_value = "60")]
     churn_seconds: String,
     /// Only these daemons: xlrs, c, oxenstored.
