@@ -9,11 +9,26 @@ use xen_sys::io::blkif;
 use crate::rate::Allowance;
 use crate::storage::Cache;
 
+/// How an image keeps a disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Byte for byte.
+    Raw,
+    /// QEMU's.
+    Qcow2,
+    /// Microsoft's, fixed or dynamic.
+    Vhd,
+    /// VMware's, for reading.
+    Vmdk,
+}
+
 /// A disk as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Disk {
     /// The file or block device.
     pub path: PathBuf,
+    /// What is in it, as the toolstack says: a guest could write any format's magic into a raw image.
+    pub format: Format,
     /// The guest may not write.
     pub read_only: bool,
     /// Writable even though another guest has it open (`w!`).
@@ -36,9 +51,9 @@ impl Disk {
     pub fn read(site: &Site<'_>) -> Result<Disk> {
         let params = site.back_required("params")?;
         let mode = site.back_required("mode")?;
-        let path = params_path(&params).ok_or_else(|| {
+        let (format, path) = params_path(&params).ok_or_else(|| {
             site.guest(format!(
-                "{}/params is {params:?}, which names no file in the raw format",
+                "{}/params is {params:?}, which names no file in a known format",
                 site.back
             ))
         })?;
@@ -52,6 +67,7 @@ impl Disk {
         };
         Ok(Disk {
             path,
+            format,
             read_only,
             shared: mode == "w!",
             cdrom: site.back("device-type")?.as_deref() == Some("cdrom"),
@@ -88,18 +104,31 @@ fn number(site: &Site<'_>, node: &str) -> Result<u64> {
     }
 }
 
-/// The path in a `params` node: plain, or after prefixes that older toolstacks put in front; relative to
-/// /dev, as Xen's block script has it. A prefix that names another format than raw gives `None`: reading
-/// such a file as raw would show its headers to the guest.
-pub fn params_path(params: &str) -> Option<PathBuf> {
-    const HARMLESS: [&str; 6] = ["phy:", "file:", "aio:", "raw:", "tap:", "tap2:"];
-    const FORMATS: [&str; 6] = ["qcow:", "qcow2:", "vhd:", "vhdx:", "vmdk:", "qed:"];
+/// Format and path in a `params` node: plain, or after prefixes as toolstacks put in front; relative to
+/// /dev, as Xen's block script has it. No path, or the prefix of a format that is not known, gives `None`:
+/// reading such a file as raw would show its headers to the guest.
+pub fn params_path(params: &str) -> Option<(Format, PathBuf)> {
+    const RAW: [&str; 6] = ["phy:", "file:", "aio:", "raw:", "tap:", "tap2:"];
+    const FORMATS: [(&str, Option<Format>); 6] = [
+        ("qcow2:", Some(Format::Qcow2)),
+        ("vhd:", Some(Format::Vhd)),
+        ("vmdk:", Some(Format::Vmdk)),
+        ("qcow:", None),
+        ("vhdx:", None),
+        ("qed:", None),
+    ];
     let mut path = params;
-    while let Some(rest) = HARMLESS.iter().find_map(|prefix| path.strip_prefix(prefix)) {
+    while let Some(rest) = RAW.iter().find_map(|prefix| path.strip_prefix(prefix)) {
         path = rest;
     }
-    let other_format = FORMATS.iter().any(|prefix| path.starts_with(prefix));
-    (!path.is_empty() && !other_format).then(|| Path::new("/dev").join(path))
+    let mut format = Format::Raw;
+    for (prefix, named) in FORMATS {
+        if let Some(rest) = path.strip_prefix(prefix) {
+            (format, path) = (named?, rest);
+            break;
+        }
+    }
+    (!path.is_empty()).then(|| (format, Path::new("/dev").join(path)))
 }
 
 #[cfg(test)]
@@ -108,18 +137,24 @@ mod tests {
 
     #[test]
     fn params() {
+        use Format::*;
         for (params, path) in [
-            ("/dev/vg/disk", Some("/dev/vg/disk")),
-            ("aio:/a b.img", Some("/a b.img")),
-            ("tap:aio:/a.img", Some("/a.img")),
-            ("file:/x:y", Some("/x:y")),
-            ("phy:loop0", Some("/dev/loop0")),
-            ("qcow2:/a.qcow2", None),
-            ("tap2:vhd:/a.vhd", None),
+            ("/dev/vg/disk", Some((Raw, "/dev/vg/disk"))),
+            ("aio:/a b.img", Some((Raw, "/a b.img"))),
+            ("tap:aio:/a.img", Some((Raw, "/a.img"))),
+            ("file:/x:y", Some((Raw, "/x:y"))),
+            ("phy:loop0", Some((Raw, "/dev/loop0"))),
+            ("qcow2:/a.qcow2", Some((Qcow2, "/a.qcow2"))),
+            ("tap2:vhd:/a.vhd", Some((Vhd, "/a.vhd"))),
+            ("vmdk:/a:b", Some((Vmdk, "/a:b"))),
+            ("qcow:/a", None),
+            ("tap:vhdx:/a", None),
+            ("qcow2:", None),
             ("aio:", None),
             ("", None),
         ] {
-            assert_eq!(params_path(params), path.map(PathBuf::from), "{params}");
+            let expected = path.map(|(format, path)| (format, PathBuf::from(path)));
+            assert_eq!(params_path(params), expected, "{params}");
         }
     }
 }

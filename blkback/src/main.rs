@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 
 use blkback::{
     BlockDriver, Connect, DataMove, Datapath, Engine, Link, Log, MappedFile, Progress, Storage,
-    Threads, Uring, open_file, queue_name,
+    Threads, Uring, open_any, queue_name,
 };
 use clap::{Parser, ValueEnum};
 use rustix::fs::FlockOperation;
@@ -35,6 +35,9 @@ struct Args {
     /// How the disk is reached
     #[arg(long, value_enum, default_value = "auto")]
     engine: Kind,
+    /// Images may name backing files below this folder; may be given several times
+    #[arg(long, value_name = "FOLDER")]
+    backing: Vec<PathBuf>,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -88,7 +91,8 @@ fn serve(args: &Args, mut ready: Ready) -> Result<(), Failure> {
         kind: args.engine,
         wake: wake.clone(),
     };
-    let driver = BlockDriver::new(queues, open_file()).in_background(wake.clone());
+    let driver =
+        BlockDriver::new(queues, open_any(args.backing.clone())).in_background(wake.clone());
     let mut bus = Bus::new(driver, DomId::DOM0, daemon::log_device);
     let result = daemon::serve(&mut bus, &store, &signals, &wake, NODE, &mut ready);
     let ending: Vec<_> = bus.connections_mut().collect();

@@ -2,6 +2,7 @@
 //! a request needs no hypercall for its data.
 
 use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -23,7 +24,7 @@ static IN_PROCESS: AtomicUsize = AtomicUsize::new(0);
 pub struct Pool<G: ForeignGrants> {
     dom: DomId,
     grants: G,
-    pages: HashMap<GrantRef, Page>,
+    pages: HashMap<GrantRef, Page, BuildHasherDefault<Spread>>,
     limit: usize,
     /// Counts uses: the age of a page is how many came after its last one.
     clock: u64,
@@ -37,6 +38,27 @@ struct Page {
     memory: Memory,
     used: u64,
     _place: Place,
+}
+
+/// Spreads grants, which are small numbers that follow each other. A guest that picks numbers which collide
+/// makes its own lookups slow, in a table that is bounded.
+#[derive(Default)]
+struct Spread(u64);
+
+impl Hasher for Spread {
+    fn write(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            self.write_u32(byte.into());
+        }
+    }
+
+    fn write_u32(&mut self, number: u32) {
+        self.0 = (self.0.rotate_left(32) ^ u64::from(number)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+
+    fn finish(&self) -> u64 {
+        self.0.rotate_left(26)
+    }
 }
 
 /// A share of what the process may map.
@@ -67,7 +89,7 @@ where
         Pool {
             dom,
             grants,
-            pages: HashMap::new(),
+            pages: HashMap::default(),
             limit,
             clock: 0,
             full_until: 0,

@@ -82,6 +82,8 @@ pub struct Queue<G: ForeignGrants> {
     closed: bool,
     /// Answered and not yet published.
     answered: Vec<u16>,
+    /// Taken and not yet begun.
+    taken: Vec<u16>,
     /// Bytes of buffers in use.
     buffered: usize,
     /// System calls, data hypercalls and events so far, those of engine and pool not counted.
@@ -95,10 +97,29 @@ pub struct Queue<G: ForeignGrants> {
 struct Active {
     raw: RawRequest,
     request: Option<Request>,
-    /// What is still to be done, last step first.
-    steps: Vec<Work>,
+    /// What is still to be done.
+    steps: Steps,
     /// Where its data goes through, unless that is the guest's own pages.
     buffer: Option<Arc<Buffer>>,
+}
+
+/// Up to three things to do, one after another.
+#[derive(Clone, Copy, Debug, Default)]
+struct Steps([Option<Work>; 3]);
+
+impl Steps {
+    fn of(request: &Request) -> Steps {
+        use Work::{Flush, Read, Write};
+        Steps(match request.op {
+            Op::Read => [Some(Read), None, None],
+            Op::Write => [Some(Write), None, None],
+            Op::FlushWrite => [Some(Flush), Some(Write), None],
+            Op::Barrier if request.len > 0 => [Some(Flush), Some(Write), Some(Flush)],
+            Op::Flush | Op::Barrier => [Some(Flush), None, None],
+            Op::Discard { len: 0 } => [None; 3],
+            Op::Discard { len } => [Some(Work::Discard(len)), None, None],
+        })
+    }
 }
 
 /// Requests taken in one step, at most.
@@ -129,6 +150,7 @@ where
             fence: false,
             closed: false,
             answered: Vec::new(),
+            taken: Vec::new(),
             buffered: 0,
             calls: 0,
             data_calls: 0,
@@ -186,7 +208,7 @@ where
         worked |= self.reap();
         if !self.answered.is_empty() {
             let asked = self.parts.ring.publish();
-            for place in std::mem::take(&mut self.answered) {
+            for place in self.answered.drain(..) {
                 self.parts.journal.clear(place);
                 self.free.push(place);
             }
@@ -264,7 +286,7 @@ where
     /// Takes requests from the ring, records them, and begins them.
     fn take(&mut self) -> Result<bool> {
         let protocol = self.parts.ring.protocol();
-        let mut taken = Vec::new();
+        let mut taken = std::mem::take(&mut self.taken);
         while taken.len() < BATCH && self.may_take() && self.parts.rate.allows() {
             // A ring has no more requests than slots, so a place is free for each.
             let Some(&place) = self.free.last() else {
@@ -283,25 +305,28 @@ where
                 self.barrier = Some(place);
             }
         }
-        if taken.is_empty() {
-            return Ok(false);
+        let any = !taken.is_empty();
+        if any {
+            let next = self.parts.ring.next_request();
+            self.parts.journal.set_taken(next);
         }
-        let next = self.parts.ring.next_request();
-        self.parts.journal.set_taken(next);
-        for place in taken {
+        for place in taken.drain(..) {
             if self.barrier != Some(place) {
                 self.begin(place);
             }
         }
-        self.pass_barrier();
-        Ok(true)
+        self.taken = taken;
+        if any {
+            self.pass_barrier();
+        }
+        Ok(any)
     }
 
     fn hold(&mut self, place: u16, raw: RawRequest) {
         self.active[usize::from(place)] = Some(Active {
             raw,
             request: None,
-            steps: Vec::new(),
+            steps: Steps::default(),
             buffer: None,
         });
     }
@@ -334,16 +359,7 @@ where
                 return self.answer(place, status);
             }
         };
-        let steps = match request.op {
-            Op::Read => vec![Work::Read],
-            Op::Write => vec![Work::Write],
-            Op::Flush => vec![Work::Flush],
-            Op::FlushWrite => vec![Work::Write, Work::Flush],
-            Op::Barrier if request.len == 0 => vec![Work::Flush],
-            Op::Barrier => vec![Work::Flush, Work::Write, Work::Flush],
-            Op::Discard { len: 0 } => Vec::new(),
-            Op::Discard { len } => vec![Work::Discard(len)],
-        };
+        let steps = Steps::of(&request);
         self.parts.rate.spend(request.len);
         if let Some(active) = &mut self.active[usize::from(place)] {
             active.request = Some(request);
@@ -414,7 +430,7 @@ where
         let Some(active) = &mut self.active[usize::from(place)] else {
             return;
         };
-        let Some(&work) = active.steps.last() else {
+        let Some(work) = active.steps.0[0] else {
             return self.answer(place, blkif::RSP_OKAY);
         };
         let (offset, transfer) = match (&active.request, work) {
@@ -435,7 +451,7 @@ where
             Vec::new()
         };
         if let Some(active) = &mut self.active[usize::from(place)] {
-            active.steps.pop();
+            active.steps.0 = [active.steps.0[1], active.steps.0[2], None];
         }
         self.busy += 1;
         self.parts.engine.start(Job {

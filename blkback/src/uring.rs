@@ -158,8 +158,19 @@ impl Uring {
         let token = job.token;
         let place = usize::from(token);
         assert!(self.running[place].is_none(), "a token names one job");
-        let iovecs: Vec<libc::iovec> = job.data.iter().map(|piece| piece.iovec()).collect();
-        let entry = match (job.work, iovecs.as_slice()) {
+        let one;
+        let mut iovecs: Vec<libc::iovec> = Vec::new();
+        let vectors = match job.data.as_slice() {
+            [piece] => {
+                one = [piece.iovec()];
+                one.as_slice()
+            }
+            pieces => {
+                iovecs.extend(pieces.iter().map(|piece| piece.iovec()));
+                iovecs.as_slice()
+            }
+        };
+        let entry = match (job.work, vectors) {
             (Work::Read, [one]) => {
                 opcode::Read::new(IMAGE, one.iov_base.cast(), one.iov_len as u32)
                     .offset(job.offset)

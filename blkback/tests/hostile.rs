@@ -290,7 +290,7 @@ fn disks_that_cannot_be_opened() {
         ("/disk", "w", "has it open"),
         ("/disk", "r", "has it open"),
         ("/disk", "x", "neither r nor w"),
-        ("qcow2:/image", "w", "no file in the raw format"),
+        ("qed:/image", "w", "no file in a known format"),
     ];
     for (params, mode, message) in rows {
         let mut host = Host::new(DataMove::Copy);

@@ -85,6 +85,9 @@ enum Bench {
     /// Creating guests: `xlrs create` beside stock `xl create`, in a scripted boot whose clock counts
     /// instructions, so that figures repeat.
     Create(bench::BenchArgs),
+    /// Disks: blkback beside the kernel's back end over a loop device, the same guest on both, in a scripted
+    /// boot whose clock counts instructions.
+    Blk(bench::BenchArgs),
     /// The store: xenstored beside C xenstored and oxenstored of Debian, on this machine without Xen,
     /// daemon and load each on a processor of its own. The peer is the better one in each row.
     Store(bench_store::StoreArgs),
@@ -130,7 +133,8 @@ fn main() -> ExitCode {
         Verb::Lab(args) => run_lab(args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Test(args) => test::run(&args),
-        Verb::Bench(Bench::Create(args)) => bench::run(&args),
+        Verb::Bench(Bench::Create(args)) => bench::create(&args),
+        Verb::Bench(Bench::Blk(args)) => bench::blk(&args),
         Verb::Bench(Bench::Store(args)) => bench_store::run(&args),
     };
     match result {

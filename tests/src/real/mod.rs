@@ -74,7 +74,7 @@ impl Entry {
 pub fn entries() -> Vec<Entry> {
     use cases::{
         bad_input, block, commands, debian, device_nodes, disks, golden, hostile, http, killed,
-        lifecycle, stock_tools, store, upheaval,
+        lifecycle, stock_tools, store, survival, upheaval,
     };
     let about_store = "nodes, transactions and watches of the store, through its socket";
     let about_rights = "what a guest may do with its own nodes and others', through its ring";
@@ -133,6 +133,12 @@ pub fn entries() -> Vec<Entry> {
             "malformed block requests get errors, and every disk goes on",
             hostile::block,
         ),
+        Entry::new(
+            "block-kills",
+            "blkback is killed 100 times with requests in flight: no error, no wrong byte",
+            survival::kills,
+        )
+        .timeout_s(400),
         Entry::new(
             "hostile-net",
             "malformed packets end their sender's interface at most",

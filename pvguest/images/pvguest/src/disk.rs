@@ -54,6 +54,12 @@ impl Disk {
         self.0.info()
     }
 
+    /// The front end itself, for who keeps several requests in flight: it is told of events by
+    /// [`wait`](crate::wait).
+    pub fn driver(&mut self) -> &mut blk::Disk<Grants, Events, GuestStore> {
+        &mut self.0
+    }
+
     /// Reads `to.len()` bytes from `sector` (of 512 bytes) on.
     pub fn read(&mut self, sector: u64, to: &mut [u8]) -> Result<(), BlkError> {
         blk::read(&mut self.0, sector, to, &mut waiter())

@@ -10,24 +10,34 @@ use xen_ring::SharedMemoryExt;
 use xen_sys::io::blkif::{MAX_SEGMENTS_PER_REQUEST, SECTOR_SIZE, SECTORS_PER_PAGE, Segment};
 use xen_sys::{DomId, PAGE_SIZE};
 
-/// Bytes in one request at most.
+/// Bytes in one request at most, if the back end does not offer more.
 pub const MAX_BYTES: usize = MAX_SEGMENTS_PER_REQUEST * PAGE_SIZE;
 
-/// Up to eleven granted pages.
+/// Most segments of a request with a page of segments; a back end may offer more.
+pub const MAX_INDIRECT: u16 = 32;
+
+/// The granted pages of a request: eleven at most, or more and one that lists them.
 #[derive(Debug)]
 pub(super) struct Buffers<G: GrantTable> {
     pages: Vec<Lease<G>>,
+    list: Option<Lease<G>>,
 }
 
 impl<G: GrantTable> Buffers<G> {
     pub(super) fn new() -> Self {
-        Buffers { pages: Vec::new() }
+        Buffers {
+            pages: Vec::new(),
+            list: None,
+        }
     }
 
-    /// Makes sure that there are pages for `len` bytes, at most [`MAX_BYTES`].
+    /// Makes sure that there are pages for `len` bytes, and one that lists them if they are too many for a slot.
     pub(super) fn reserve(&mut self, grants: &G, peer: DomId, len: usize) -> Result<()> {
         while self.pages.len() * PAGE_SIZE < len {
             self.pages.push(Lease::fresh(grants, peer)?);
+        }
+        if len > MAX_BYTES && self.list.is_none() {
+            self.list = Some(Lease::fresh(grants, peer)?);
         }
         Ok(())
     }
@@ -49,19 +59,34 @@ impl<G: GrantTable> Buffers<G> {
     /// The segments that cover the first `len` bytes, a multiple of 512, and how many they are.
     pub(super) fn segments(&self, len: usize) -> ([Segment; MAX_SEGMENTS_PER_REQUEST], u8) {
         let mut segments = [<Segment as xen_sys::Plain>::ZERO; MAX_SEGMENTS_PER_REQUEST];
-        let mut sectors = len / SECTOR_SIZE;
         let mut count = 0;
-        for (segment, page) in segments.iter_mut().zip(&self.pages) {
-            if sectors == 0 {
-                break;
-            }
-            let here = sectors.min(SECTORS_PER_PAGE.into());
-            segment.gref = page.gref();
-            segment.last_sect = here as u8 - 1;
-            sectors -= here;
+        for (to, segment) in segments.iter_mut().zip(self.each_segment(len)) {
+            *to = segment;
             count += 1;
         }
         (segments, count)
+    }
+
+    /// Lists the segments that cover the first `len` bytes in the page for that; the page's grant, and how
+    /// many they are.
+    pub(super) fn list(&self, len: usize) -> Option<(xen_sys::GrantRef, u16)> {
+        let list = self.list.as_ref()?;
+        let mut count = 0;
+        for segment in self.each_segment(len) {
+            list.write(usize::from(count) * size_of::<Segment>(), segment);
+            count += 1;
+        }
+        Some((list.gref(), count))
+    }
+
+    fn each_segment(&self, len: usize) -> impl Iterator<Item = Segment> + '_ {
+        let sectors = len / SECTOR_SIZE;
+        let firsts = (0..sectors).step_by(SECTORS_PER_PAGE.into());
+        firsts.zip(&self.pages).map(move |(first, page)| Segment {
+            gref: page.gref(),
+            last_sect: (sectors - first).min(SECTORS_PER_PAGE.into()) as u8 - 1,
+            ..<Segment as xen_sys::Plain>::ZERO
+        })
     }
 
     /// The grants, for tests that send requests of their own making.

@@ -7,7 +7,7 @@ use xen_sys::io::blkif::{Request, SECTOR_SIZE, VDISK_READONLY};
 use xen_sys::io::protocols;
 use xen_sys::{PAGE_SIZE, Port};
 
-use super::{BlkError, DiskInfo, Queue, Ticket};
+use super::{BlkError, DiskInfo, MAX_BYTES, MAX_INDIRECT, Queue, Ticket};
 use crate::xenbus::{Device, Phase};
 
 /// A disk.
@@ -128,6 +128,8 @@ impl<G: GrantTable, E: EventChannels, S: Store> Disk<G, E, S> {
         let bits = self.device.published::<u32>("info")?.unwrap_or(0);
         self.info.read_only = bits & VDISK_READONLY != 0;
         self.info.flush = self.device.offers("feature-flush-cache")?;
+        let indirect = self.device.published("feature-max-indirect-segments")?;
+        self.info.indirect = indirect.unwrap_or(0).min(MAX_INDIRECT);
         if let Some(link) = &mut self.link {
             link.queue.set_info(self.info);
         }
@@ -164,6 +166,13 @@ impl<G: GrantTable, E: EventChannels, S: Store> Disk<G, E, S> {
             (Phase::Broken(_), _) => Err(BlkError::Broken),
             _ => Err(BlkError::NotConnected),
         }
+    }
+
+    /// Most bytes in one request.
+    pub fn max_bytes(&self) -> usize {
+        self.link
+            .as_ref()
+            .map_or(MAX_BYTES, |link| link.queue.max_bytes())
     }
 
     /// Queues a read; see [`Queue::read`].

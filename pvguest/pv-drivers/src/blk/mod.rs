@@ -5,7 +5,7 @@ mod disk;
 mod queue;
 mod transfer;
 
-pub use buffers::MAX_BYTES;
+pub use buffers::{MAX_BYTES, MAX_INDIRECT};
 pub use disk::Disk;
 pub use queue::{Fault, Queue, Ticket};
 pub use transfer::{flush, read, write};
@@ -25,6 +25,8 @@ pub struct DiskInfo {
     pub read_only: bool,
     /// Flushes are offered.
     pub flush: bool,
+    /// Most segments of a request with a page of segments; 0 if the back end does not take such.
+    pub indirect: u16,
 }
 
 /// Why a request did not work.

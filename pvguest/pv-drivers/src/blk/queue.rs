@@ -7,8 +7,8 @@ use alloc::vec::Vec;
 use xen_hal::{GrantTable, Lease, Result};
 use xen_ring::FrontRing;
 use xen_sys::io::blkif::{
-    MAX_SEGMENTS_PER_REQUEST, OP_FLUSH_DISKCACHE, OP_READ, OP_WRITE, RSP_EOPNOTSUPP, RSP_OKAY,
-    Request, Response, SECTOR_SIZE, Segment,
+    MAX_SEGMENTS_PER_REQUEST, OP_FLUSH_DISKCACHE, OP_INDIRECT, OP_READ, OP_WRITE, RSP_EOPNOTSUPP,
+    RSP_OKAY, Request, RequestIndirect, Response, SECTOR_SIZE, Segment,
 };
 use xen_sys::{DomId, GrantRef, PAGE_SIZE, Plain};
 
@@ -198,12 +198,17 @@ impl<G: GrantTable> Queue<G> {
             }
         }
         request.id = slot as u64;
-        Ok(self.push(slot, request, 0))
+        Ok(self.push(slot, request.operation, request, 0))
+    }
+
+    /// Most bytes in one request.
+    pub fn max_bytes(&self) -> usize {
+        MAX_BYTES.max(usize::from(self.info.indirect) * PAGE_SIZE)
     }
 
     fn check(&self, sector: u64, len: usize) -> Result<(), BlkError> {
         let unit = u64::from(self.info.sector_size.max(SECTOR_SIZE as u32));
-        if len == 0 || len > MAX_BYTES || !(len as u64).is_multiple_of(unit) {
+        if len == 0 || len > self.max_bytes() || !(len as u64).is_multiple_of(unit) {
             return Err(BlkError::BadLength);
         }
         if !sector.is_multiple_of(unit / SECTOR_SIZE as u64) {
@@ -232,26 +237,49 @@ impl<G: GrantTable> Queue<G> {
     }
 
     fn submit(&mut self, slot: usize, op: u8, sector: u64, len: usize) -> Ticket {
-        let (seg, nr_segments): ([Segment; MAX_SEGMENTS_PER_REQUEST], u8) =
-            self.slots[slot].buffers.segments(len);
-        let request = Request {
-            operation: op,
-            nr_segments,
-            handle: self.info.handle,
-            id: slot as u64,
-            sector_number: sector,
-            seg,
-            ..Request::ZERO
+        let buffers = &self.slots[slot].buffers;
+        let request = match buffers.list(len).filter(|_| len > MAX_BYTES) {
+            Some((gref, nr_segments)) => {
+                let mut indirect = RequestIndirect {
+                    operation: OP_INDIRECT,
+                    indirect_op: op,
+                    nr_segments,
+                    handle: self.info.handle,
+                    id: slot as u64,
+                    sector_number: sector,
+                    ..RequestIndirect::ZERO
+                };
+                indirect.indirect_grefs[0] = gref;
+                // The one lies over the other.
+                let mut request = Request::ZERO;
+                let bytes = indirect.as_bytes();
+                request.as_bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+                request
+            }
+            None => {
+                let (seg, nr_segments): ([Segment; MAX_SEGMENTS_PER_REQUEST], u8) =
+                    buffers.segments(len);
+                Request {
+                    operation: op,
+                    nr_segments,
+                    handle: self.info.handle,
+                    id: slot as u64,
+                    sector_number: sector,
+                    seg,
+                    ..Request::ZERO
+                }
+            }
         };
-        self.push(slot, request, len)
+        self.push(slot, op, request, len)
     }
 
-    fn push(&mut self, index: usize, request: Request, len: usize) -> Ticket {
+    /// Puts a request into the ring; `op` is what its answer will name.
+    fn push(&mut self, index: usize, op: u8, request: Request, len: usize) -> Ticket {
         let pushed = self.ring.push(request);
         assert!(pushed, "reserve found room in the ring");
         let slot = &mut self.slots[index];
         slot.state = State::InFlight;
-        slot.op = request.operation;
+        slot.op = op;
         slot.len = len;
         slot.generation = slot.generation.wrapping_add(1);
         Ticket {

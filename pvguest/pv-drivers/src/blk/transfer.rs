@@ -6,7 +6,7 @@ use core::ops::Range;
 use xen_hal::{EventChannels, GrantTable, Store};
 use xen_sys::io::blkif::SECTOR_SIZE;
 
-use super::{BlkError, Disk, MAX_BYTES, Ticket};
+use super::{BlkError, Disk, Ticket};
 
 /// Reads `to.len()` bytes from `sector` (of 512 bytes) on. `wait` waits for an event (and may follow the
 /// back end's state); false gives up.
@@ -74,7 +74,7 @@ fn pipeline<G: GrantTable, E: EventChannels, S: Store>(
     let (mut next, mut outcome) = (0, Ok(()));
     loop {
         while next < len && outcome.is_ok() {
-            let piece = next..(next + MAX_BYTES).min(len);
+            let piece = next..(next + disk.max_bytes()).min(len);
             match submit(disk, piece.clone()) {
                 Ok(ticket) => {
                     next = piece.end;

@@ -13,4 +13,5 @@ pub mod killed;
 pub mod lifecycle;
 pub mod stock_tools;
 pub mod store;
+pub mod survival;
 pub mod upheaval;
