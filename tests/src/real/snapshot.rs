@@ -56,6 +56,11 @@ impl Snapshot {
         let own = nodes
             .iter()
             .filter(|line| !SHARED_PARENTS.contains(&line.as_str()));
+        // Daemons announce themselves with their process number, and one may have been started anew.
+        let own = own.map(|line| match line.split_once(" = ") {
+            Some((name, _)) if name.starts_with("/tool/xlrs/") => name,
+            _ => line.as_str(),
+        });
         lines.extend(own.map(|line| format!("store {line}")));
         lines.extend(processes()?);
         lines.extend(loops());

@@ -14,7 +14,7 @@ use crate::cmdline::CommandLine;
 use crate::{pattern, xenbus};
 
 /// Bytes that one transfer of `disk fill` and `disk check` moves.
-const CHUNK: usize = 256 * 1024;
+const CHUNK: usize = 1024 * 1024;
 
 impl<W: World> Interpreter<W> {
     pub(super) fn disk_command(&mut self, mut words: SplitWhitespace<'_>, line: &str) -> Answer {

@@ -79,7 +79,7 @@ fn kill_often(over: &AtomicBool) -> Outcome<(usize, usize, usize)> {
     let mut dice = Schedule::new(0x6b69_6c6c);
     let (mut all, mut counted, mut most) = (0, 0, 0);
     while counted < KILLS && !over.load(Ordering::Acquire) {
-        std::thread::sleep(Duration::from_micros(5_000 + dice.pick(60_000) as u64));
+        std::thread::sleep(Duration::from_micros(20_000 + dice.pick(150_000) as u64));
         let (pid, words) = backend()?;
         kill_process(pid, Signal::KILL).or_broken("kill the back end")?;
         all += 1;
