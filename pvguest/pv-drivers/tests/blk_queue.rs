@@ -19,6 +19,7 @@ fn info() -> DiskInfo {
         sector_size: 512,
         read_only: false,
         flush: true,
+        indirect: 0,
     }
 }
 
