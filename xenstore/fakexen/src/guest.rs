@@ -79,6 +79,15 @@ impl GuestEnd {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     std::thread::yield_now();
                 }
+                // No daemon just now: the event is lost, as one to an unbound port is.
+                Err(error)
+                    if matches!(
+                        error.kind(),
+                        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused
+                    ) =>
+                {
+                    return Ok(());
+                }
                 result => return result.map(drop),
             }
         }

@@ -26,10 +26,10 @@ use crate::manager::NOTIFY_SOCKET;
 use crate::options::Options;
 use crate::os::{self, Failure, Ready};
 
-/// Daemons in a row that did not come to serve, after which no more is started.
-const FAILURES_MAX: u32 = 10;
+/// Daemons in a row that did not come to serve, after which no more is started; before that, their state is given up.
+const FAILURES_MAX: u32 = 30;
 /// How long to wait before the next after one that did not come to serve.
-const PAUSE: Duration = Duration::from_millis(100);
+const PAUSE: Duration = Duration::from_millis(20);
 /// Bytes of all names together: the kernel's bound for one variable of the environment, with room for its own name.
 const NAMES_MAX: usize = (128 << 10) - 64;
 /// The longest message.
@@ -69,9 +69,9 @@ pub fn run(options: &Options, ready: Ready) -> Result<ExitCode, Failure> {
     let mut ready = Some(ready);
     let mut said = Said::default();
     let mut failures = 0;
-    loop {
+    for life in 0.. {
         said.ready = false;
-        let mut child = start(&program, &socket.path, &said)?;
+        let mut child = start(&program, &socket.path, &said, life)?;
         let pid = Pid::from_child(&child);
         let ended = pidfd_open(pid, PidfdFlags::empty())?;
         loop {
@@ -100,8 +100,8 @@ pub fn run(options: &Options, ready: Ready) -> Result<ExitCode, Failure> {
             }
         }
         let status = child.wait()?;
-        if status.success() || ready.is_some() {
-            // It was told to end, or could never serve: it has said why.
+        if status.success() || ready.is_some() && status.code().is_some() {
+            // It was told to end, or cannot serve: it has said why.
             return Ok(code(status));
         }
         failures = if said.ready { 0 } else { failures + 1 };
@@ -119,6 +119,7 @@ pub fn run(options: &Options, ready: Ready) -> Result<ExitCode, Failure> {
             std::thread::sleep(PAUSE);
         }
     }
+    Err("no daemon lives".into())
 }
 
 /// For the daemon's owner only.
@@ -152,13 +153,14 @@ fn bind(options: &Options) -> Result<Socket, Failure> {
 }
 
 /// The daemon is this program with our own arguments, in the foreground.
-fn start(program: &Path, socket: &Path, said: &Said) -> Result<Child, Failure> {
+fn start(program: &Path, socket: &Path, said: &Said, life: usize) -> Result<Child, Failure> {
     let mut command = Command::new(program);
     let args = std::env::args_os().skip(1);
     let ours: [&[u8]; 4] = [b"--keep", b"--fresh", b"--no-fork", b"-N"];
     command.args(args.filter(|arg| !ours.contains(&arg.as_bytes())));
     command.args(["--no-fork", "--detach"]);
     command.env(NOTIFY_SOCKET, socket);
+    journal::arm_fault(&mut command, life);
     let mut room = NAMES_MAX;
     let mut fds = Vec::new();
     // The socket that we listen on first: it is the last to be left out.

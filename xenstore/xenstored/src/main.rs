@@ -113,10 +113,9 @@ fn serve_world<W: StoreWorld>(
     let mut place = if options.live_update {
         go_on(options, open)?
     } else {
-        let mut place = begin(options, kept, open)?;
+        let place = begin(options, kept, open)?;
         let has_log = options.log_file.is_some();
         ready.announce(has_log, place.daemon.manager())?;
-        place.daemon.keep_listener(place.socket.as_fd());
         place
     };
     place.daemon.set_event_timeout(options.timeout.unwrap_or(0));
@@ -166,6 +165,11 @@ fn begin<W: StoreWorld>(
         Some(listener) => listener,
         None => Listener::bind(&options.socket)?,
     };
+    // First of all: clients that connect from now on wait, whatever happens to us.
+    let mut manager = manager(options)?;
+    if let Some(manager) = &mut manager {
+        manager.keep_listener(socket.as_fd());
+    }
     let state = options.state();
     if let Some(state) = state.as_deref().filter(|_| options.fresh) {
         journal::forget(state)?;
@@ -174,7 +178,6 @@ fn begin<W: StoreWorld>(
         Some(state) => Journal::open(state, &mut |line| log(&line))?,
         None => (Journal::none(), None),
     };
-    let manager = manager(options)?;
     let limits = options.limits();
     let daemon = Daemon::keeping(world, limits, journal, recovered, manager, &mut kept)?;
     Ok(Place {

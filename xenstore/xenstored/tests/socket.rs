@@ -312,8 +312,12 @@ fn background_pid_file_and_end() {
         pid.to_string()
     );
     let mut message = [0; 256];
-    let len = manager.recv(&mut message).unwrap();
-    let message = String::from_utf8_lossy(&message[..len]).into_owned();
+    let mut next = || {
+        let len = manager.recv(&mut message).unwrap();
+        String::from_utf8_lossy(&message[..len]).into_owned()
+    };
+    assert_eq!(next(), "FDSTORE=1\nFDPOLL=0\nFDNAME=socket\n");
+    let message = next();
     assert_eq!(message, format!("MAINPID={pid}\nREADY=1\n"));
     // A second one refuses, and does no harm to the first.
     for (pid_path, why) in [

@@ -215,8 +215,8 @@ impl<W: StoreWorld> Io<W> {
         self.conns.insert(id, conn);
     }
 
-    /// Lets the journal's log of connections begin anew.
-    pub fn save(&mut self) {
+    /// Lets the journal's log of connections begin anew, and with the store's `state` that of the store too.
+    pub fn save(&mut self, state: Option<&[u8]>) {
         let all = self.conns.iter().map(|(id, conn)| {
             let saved = Saved {
                 what: conn.what(),
@@ -226,7 +226,10 @@ impl<W: StoreWorld> Io<W> {
             };
             (*id, saved)
         });
-        self.journal.save_conns(self.last_id, all);
+        match state {
+            Some(state) => self.journal.save(state, self.last_id, all),
+            None => self.journal.save_conns(self.last_id, all),
+        }
     }
 
     /// A live update has come to nothing: requests that waited for it are taken up.

@@ -53,14 +53,15 @@ impl<W: StoreWorld> Daemon<W> {
 
     /// Begins both logs anew.
     pub(super) fn save(&mut self) {
-        self.io.journal.save_core(&self.core);
-        self.io.save();
+        if self.io.journal.is_kept() {
+            self.io.save(Some(&self.core.export().encode()));
+        }
     }
 
     /// Begins a log anew that has become long, and gives up if the file cannot be written.
     pub(super) fn keep_journal_short(&mut self) {
         if self.io.journal.wants_conns() {
-            self.io.save();
+            self.io.save(None);
         }
         if self.io.journal.wants_core() {
             self.io.journal.save_core(&self.core);
@@ -92,7 +93,7 @@ impl<W: StoreWorld> Daemon<W> {
         self.core = core;
         self.io.set_last_id(last_id);
         let count = conns.len();
-        let mut lost = Vec::new();
+        let mut meddled = Vec::new();
         for (id, conn) in conns {
             let what = conn.what;
             let result = match what {
@@ -107,7 +108,10 @@ impl<W: StoreWorld> Daemon<W> {
             let (transport, sent) = match result {
                 Ok((transport, sent)) => (transport, sent),
                 Err(why) => {
-                    lost.push((id, what, why));
+                    if let What::Ring(at) = what {
+                        log(&format!("cannot go on with domain {}: {why}", at.dom));
+                    }
+                    self.core.detach(id);
                     continue;
                 }
             };
@@ -120,15 +124,16 @@ impl<W: StoreWorld> Daemon<W> {
                 }
                 match sent {
                     Some(sent) => added.output.sent(sent),
-                    None => lost.push((id, what, "its owner has changed its indices".into())),
+                    None => meddled.push(id),
                 }
             }
         }
         // From here on this file is ours: a daemon after us goes on from here.
         self.save();
         self.io.journal.settled();
-        for (id, what, why) in &lost {
-            self.give_up(*id, *what, why);
+        for id in meddled {
+            let why = "has changed the indices of its ring".to_owned();
+            self.end(id, End::Fault(RingFault::Index, why));
         }
         if let Some(id) = poison.filter(|id| self.io.conns.contains_key(id)) {
             let why = "sent a request that ended the daemon twice".to_owned();
@@ -152,31 +157,23 @@ impl<W: StoreWorld> Daemon<W> {
                 self.io.world.notify(port);
             }
         }
-        // Accepted, and kept, but the daemon was killed before it had written that down: nothing was read from them.
-        let fresh = sockets.len();
+        let old = self.connections();
         for (id, fd) in sockets {
-            self.io.set_last_id(id.0 - 1);
-            self.attach(Transport::Socket(fd));
+            if id.0 <= last_id {
+                // It was ended, but whoever keeps it was not told any more.
+                hang_up(&fd);
+                self.io.forget(id);
+            } else {
+                // Accepted, and kept, but the daemon was killed before it had written that down: nothing was read from it.
+                self.io.set_last_id(id.0 - 1);
+                self.attach(Transport::Socket(fd));
+            }
         }
+        let new = self.connections() - old;
         log(&format!(
-            "goes on with {} connections of {count} and {fresh} new ones",
-            self.connections() - fresh,
+            "goes on with {old} connections of {count} and {new} new ones"
         ));
         Ok(())
-    }
-
-    /// A connection cannot be gone on with.
-    fn give_up(&mut self, id: ConnId, what: What, why: &str) {
-        if let What::Ring(at) = what {
-            log(&format!("cannot go on with domain {}: {why}", at.dom));
-        }
-        if self.io.conns.contains_key(&id) {
-            return self.end(id, End::Fault(RingFault::Index, why.to_owned()));
-        }
-        self.core.detach(id);
-        self.io.journal.detached(id);
-        self.io.journal.closed(id);
-        self.io.journal.commit();
     }
 }
 

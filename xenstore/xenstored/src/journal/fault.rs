@@ -12,13 +12,16 @@ mod armed {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
-    /// `N` kills at the N-th step, `A-B` at one between the two that the clock chooses.
-    const VARIABLE: &str = "XENSTORED_KILL_AT";
+    /// `N` kills at the N-th step.
+    pub const VARIABLE: &str = "XENSTORED_KILL_AT";
 
     pub fn step() {
         static AT: OnceLock<u64> = OnceLock::new();
         static STEPS: AtomicU64 = AtomicU64::new(0);
-        let at = *AT.get_or_init(|| std::env::var(VARIABLE).map_or(0, |text| choose(&text)));
+        let at = *AT.get_or_init(|| {
+            let text = std::env::var(VARIABLE).unwrap_or_default();
+            text.parse().unwrap_or(0)
+        });
         if at != 0 && STEPS.fetch_add(1, Ordering::Relaxed) + 1 == at {
             // Nothing of ours runs any more after this.
             let _ = rustix::process::kill_process(
@@ -30,16 +33,16 @@ mod armed {
             }
         }
     }
+}
 
-    fn choose(text: &str) -> u64 {
-        let number = |text: &str| text.parse::<u64>().unwrap_or(0);
-        match text.split_once('-') {
-            None => number(text),
-            Some((from, to)) => {
-                let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
-                let (from, to) = (number(from), number(to));
-                from + now.tv_nsec as u64 / 7 % (to.saturating_sub(from) + 1)
-            }
-        }
+/// Of a list of steps for daemons that are started one after the other, gives the next one its own.
+pub fn arm(command: &mut std::process::Command, life: usize) {
+    #[cfg(debug_assertions)]
+    {
+        let all = std::env::var(armed::VARIABLE).unwrap_or_default();
+        let step = all.split(',').nth(life).unwrap_or_default();
+        command.env(armed::VARIABLE, step);
     }
+    #[cfg(not(debug_assertions))]
+    let _ = (command, life);
 }

@@ -104,7 +104,7 @@ impl Log {
     /// Bytes that it may take at least before it begins anew.
     fn least(self) -> usize {
         match self {
-            Log::Core => 16 << 20,
+            Log::Core => 4 << 20,
             Log::Io => 256 << 10,
         }
     }
@@ -194,9 +194,8 @@ impl StateFile {
         area.forgotten = 0;
     }
 
-    /// The new log is complete: its size so far is that of the snapshot.
+    /// The new log is complete and was committed: its size so far is that of the snapshot. The old one is given up.
     pub fn restarted(&mut self, log: Log) {
-        self.commit();
         let area = &mut self.areas[log as usize];
         area.limit = log.least().max(area.len.saturating_mul(2));
         let old = log.base(!area.second);
@@ -384,8 +383,11 @@ pub fn set_aside(path: &Path, say: &mut dyn FnMut(String)) -> Result<(), Failure
     Ok(())
 }
 
-/// Crashes in a row after which a state is not tried again.
-const ATTEMPTS_MAX: u64 = 5;
+/// Daemons in a row that ended while they took a state up, after which it is not tried again; many, as somebody may just
+/// kill them.
+const ATTEMPTS_MAX: u64 = 20;
+/// Daemons in a row that failed by their own fault, after which their state is not tried again.
+const PANICS_MAX: u64 = 5;
 /// A daemon that lived so long did not end because of its state.
 const LONG_LIFE_S: u64 = 60;
 
@@ -427,7 +429,7 @@ fn read(file: &File, with_logs: bool) -> Result<Option<Content>, String> {
     }
     let quick = uptime().saturating_sub(word(AT_STARTED)) < LONG_LIFE_S;
     let panics = word(AT_PANICS);
-    if quick && panics >= ATTEMPTS_MAX {
+    if quick && panics >= PANICS_MAX {
         return Err(format!("{panics} daemons in a row failed with it"));
     }
     let poison = (quick && panics >= 2).then(|| ConnId(word(AT_PANICKED)));

@@ -30,7 +30,7 @@ use crate::core::{ConnId, Core, Event};
 use crate::os::Failure;
 use answers::Answers;
 use conns::Saved;
-pub use fault::point as fault_point;
+pub use fault::{arm as arm_fault, point as fault_point};
 pub use file::BUFFER as RECEIVE_MAX;
 use file::{Log, StateFile};
 use record::Kind;
@@ -129,22 +129,38 @@ impl Journal {
     /// Begins the store's log anew.
     pub fn save_core(&mut self, core: &Core) {
         if self.file.is_some() {
-            self.save_snapshot(&core.export().encode());
+            self.write_core(&core.export().encode());
+            self.saved(&[Log::Core]);
         }
     }
 
-    /// As [`save_core`](Self::save_core), from the bytes of a state.
-    pub fn save_snapshot(&mut self, bytes: &[u8]) {
+    /// Begins the connections' log anew; `last_id` is the last number given to one.
+    pub fn save_conns<'a>(&mut self, last_id: u64, all: impl Iterator<Item = (ConnId, Saved<'a>)>) {
+        self.write_conns(last_id, all);
+        self.saved(&[Log::Io]);
+    }
+
+    /// Begins both logs anew, at once; `state` is the store's.
+    pub fn save<'a>(
+        &mut self,
+        state: &[u8],
+        last_id: u64,
+        all: impl Iterator<Item = (ConnId, Saved<'a>)>,
+    ) {
+        self.write_core(state);
+        self.write_conns(last_id, all);
+        self.saved(&[Log::Core, Log::Io]);
+    }
+
+    fn write_core(&mut self, bytes: &[u8]) {
         let Some(file) = &mut self.file else { return };
         file.restart(Log::Core);
         for piece in bytes.chunks(PIECE) {
             file.append(Log::Core, Kind::Snapshot, 0, ConnId(0), [piece, &[]]);
         }
-        file.restarted(Log::Core);
     }
 
-    /// Begins the connections' log anew; `last_id` is the last number given to one.
-    pub fn save_conns<'a>(&mut self, last_id: u64, all: impl Iterator<Item = (ConnId, Saved<'a>)>) {
+    fn write_conns<'a>(&mut self, last_id: u64, all: impl Iterator<Item = (ConnId, Saved<'a>)>) {
         let Some(file) = &mut self.file else { return };
         file.restart(Log::Io);
         let (received, sent) = file.counts();
@@ -153,7 +169,14 @@ impl Journal {
         for (conn, saved) in all {
             saved.write(&mut |kind, aux, payload| file.append(Log::Io, kind, aux, conn, payload));
         }
-        file.restarted(Log::Io);
+    }
+
+    fn saved(&mut self, logs: &[Log]) {
+        let Some(file) = &mut self.file else { return };
+        file.commit();
+        for log in logs {
+            file.restarted(*log);
+        }
     }
 
     /// All was taken up: the file is of use from now on.

@@ -51,13 +51,12 @@ pub fn recover(content: Content) -> Result<Recovered, String> {
     let work = AssertUnwindSafe(|| {
         let (core, strayed) = core(&content.logs[Log::Core as usize])
             .ok_or("is damaged: what it says of the store makes no sense")?;
-        let mut io =
-            conns(&content).ok_or("is damaged: what it says of connections makes no sense")?;
+        let mut io = conns(&content)?;
         (io.core, io.strayed, io.poison) = (core, strayed, content.poison);
-        Ok::<_, &str>(io)
+        Ok::<_, String>(io)
     });
     match catch_unwind(work) {
-        Ok(result) => result.map_err(str::to_owned),
+        Ok(result) => result,
         Err(_) => Err("is damaged: it cannot be taken up".to_owned()),
     }
 }
@@ -103,31 +102,47 @@ fn core(mut log: &[u8]) -> Option<(Core, usize)> {
 }
 
 /// The connections.
-fn conns(content: &Content) -> Option<Recovered> {
+fn conns(content: &Content) -> Result<Recovered, String> {
     let mut log = &content.logs[Log::Io as usize][..];
-    let first = record::next(&mut log).filter(|record| record.kind == Kind::Counts)?;
-    let number = |at: usize| -> Option<u64> {
-        let bytes = first.payload.get(at..at + 8)?;
-        Some(u64::from_le_bytes(bytes.try_into().ok()?))
-    };
-    let mut this = Recovered {
-        core: Core::new(Default::default()),
-        conns: BTreeMap::new(),
-        last_id: first.conn.0,
-        strayed: 0,
-        poison: None,
-        received: number(0)?,
-        sent: number(8)?,
-    };
+    let mut this =
+        Recovered::begin(&mut log).ok_or("is damaged: its log of connections has no beginning")?;
+    let mut count = 0;
     while !log.is_empty() {
-        let record = record::next(&mut log)?;
-        this.apply(&record)?;
+        count += 1;
+        let record = record::next(&mut log)
+            .ok_or_else(|| format!("is damaged: record {count} of connections is none"))?;
+        this.apply(&record).ok_or_else(|| {
+            let record::Record { kind, aux, conn, payload } = record;
+            let len = payload.len();
+            format!(
+                "is damaged: record {count} of connections, {kind:?} {aux} of {} with {len} bytes, does not fit those before",
+                conn.0
+            )
+        })?;
     }
-    this.finish(content)?;
-    Some(this)
+    this.finish(content)
+        .ok_or("is damaged: the calls under way do not fit what was done before")?;
+    Ok(this)
 }
 
 impl Recovered {
+    fn begin(log: &mut &[u8]) -> Option<Recovered> {
+        let first = record::next(log).filter(|record| record.kind == Kind::Counts)?;
+        let number = |at: usize| -> Option<u64> {
+            let bytes = first.payload.get(at..at + 8)?;
+            Some(u64::from_le_bytes(bytes.try_into().ok()?))
+        };
+        Some(Recovered {
+            core: Core::new(Default::default()),
+            conns: BTreeMap::new(),
+            last_id: first.conn.0,
+            strayed: 0,
+            poison: None,
+            received: number(0)?,
+            sent: number(8)?,
+        })
+    }
+
     fn apply(&mut self, record: &record::Record<'_>) -> Option<()> {
         let len = record.aux as usize;
         match record.kind {

@@ -129,10 +129,9 @@ impl<W: StoreWorld> Daemon<W> {
             conn.kept |= kept;
         }
         match snapshot {
-            Some(bytes) => self.io.journal.save_snapshot(bytes),
-            None => self.io.journal.save_core(&self.core),
+            Some(bytes) => self.io.save(Some(bytes)),
+            None => self.save(),
         }
-        self.io.save();
         self.io.journal.settled();
         // Deaths may have been told to nobody meanwhile.
         self.look_at_domains();
