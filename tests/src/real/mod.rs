@@ -74,8 +74,10 @@ impl Entry {
 pub fn entries() -> Vec<Entry> {
     use cases::{
         bad_input, block, commands, debian, device_nodes, disks, golden, hostile, http, killed,
-        lifecycle, stock_tools, store, survival, upheaval,
+        lifecycle, stock_tools, store, survival, survive, upheaval,
     };
+    let about_survive =
+        "the store daemon is killed in the middle of create and destroy; nobody notices";
     let about_store = "nodes, transactions and watches of the store, through its socket";
     let about_rights = "what a guest may do with its own nodes and others', through its ring";
     let about_tools = "xlrs store and the stock xenstore-* tools print and do the same";
@@ -194,6 +196,10 @@ pub fn entries() -> Vec<Entry> {
             killed::create_and_destroy,
         )
         .on_4_17(),
+        Entry::new("survive-ours", about_survive, survive::kills).timeout_s(400),
+        Entry::new("survive-stock", about_survive, survive::kills)
+            .stock(&["xl", "console", "blkback", "netback"])
+            .timeout_s(400),
         Entry::new(
             "disks-in-use",
             "a disk that is in use is refused under all its names, whoever uses it",

@@ -14,4 +14,5 @@ pub mod lifecycle;
 pub mod stock_tools;
 pub mod store;
 pub mod survival;
+pub mod survive;
 pub mod upheaval;

@@ -392,7 +392,7 @@ const PANICS_MAX: u64 = 5;
 const LONG_LIFE_S: u64 = 60;
 
 /// `Ok(None)` if the file is new.
-fn read(file: &File, with_logs: bool) -> Result<Option<Content>, String> {
+pub fn read(file: &File, with_logs: bool) -> Result<Option<Content>, String> {
     use std::os::unix::fs::FileExt;
     let len = file.metadata().map_err(|error| error.to_string())?.size();
     if len == 0 {
