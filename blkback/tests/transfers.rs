@@ -5,7 +5,7 @@ mod common;
 use blkback::DataMove;
 use common::{Guest, Host, content, page, request};
 use xen_fake::Call;
-use xen_sys::io::blkif::{OP_DISCARD, OP_FLUSH_DISKCACHE, OP_READ, OP_WRITE};
+use xen_sys::io::blkif::{self, OP_DISCARD, OP_FLUSH_DISKCACHE, OP_READ, OP_WRITE};
 
 #[test]
 fn what_is_written_is_read_back() {
@@ -175,4 +175,65 @@ fn a_killed_backend_is_followed_by_one_that_goes_on() {
             .any(|line| line.contains("again to a running guest"))
     );
     guest.close(&mut host, Some(front));
+}
+
+#[test]
+fn queues_work_side_by_side_and_survive_a_kill() {
+    let mut host = Host::new(DataMove::Persistent);
+    let guest = Guest::new(&host, "/disk", "w");
+    let mut fronts = guest.connect_queues(&mut host, 8);
+    let pages: Vec<_> = (1..=8).map(|fill| page(&guest, fill)).collect();
+    for round in 0..3u64 {
+        for (n, (front, page)) in fronts.iter_mut().zip(&pages).enumerate() {
+            for k in 0..20 {
+                let sector = n as u64 * 64 + k + round;
+                let request = request(OP_WRITE, k, sector, &[(page.gref(), 0, 0)]);
+                front.send(&guest, request);
+            }
+        }
+        if round == 1 {
+            host.restart();
+        }
+        host.settle();
+        for front in &mut fronts {
+            let mut ids: Vec<u64> = (0..20)
+                .map(|_| front.receive().expect("answered"))
+                .map(|(id, _, status)| {
+                    assert_eq!(status, 0);
+                    id
+                })
+                .collect();
+            ids.sort_unstable();
+            assert_eq!(ids, (0..20).collect::<Vec<u64>>(), "each of them once");
+        }
+    }
+    let disk = host.disk.lock().unwrap();
+    for n in 0..8 {
+        let part = &disk[n * 64 * 512..][..22 * 512];
+        assert!(part.iter().all(|&byte| byte == n as u8 + 1));
+    }
+}
+
+#[test]
+fn a_barrier_comes_after_what_was_before_it_and_before_what_is_after() {
+    let mut host = Host::new(DataMove::Copy);
+    let guest = Guest::new(&host, "/disk", "w");
+    let mut front = guest.connect(&mut host);
+    let pages: Vec<_> = (1..=3).map(|fill| page(&guest, fill)).collect();
+    // All on the same sector: the order shows in what is there, and in the order of the answers.
+    for id in 0..10 {
+        let first = request(OP_WRITE, id, 0, &[(pages[0].gref(), 0, 0)]);
+        front.send(&guest, first);
+    }
+    let barrier = request(blkif::OP_WRITE_BARRIER, 10, 0, &[(pages[1].gref(), 0, 0)]);
+    front.send(&guest, barrier);
+    for id in 11..20 {
+        let after = request(OP_WRITE, id, 1, &[(pages[2].gref(), 0, 0)]);
+        front.send(&guest, after);
+    }
+    host.settle();
+    let ids: Vec<u64> = (0..20).map(|_| front.receive().unwrap().0).collect();
+    assert_eq!(ids.iter().position(|&id| id == 10), Some(10), "{ids:?}");
+    assert!(ids[..10].iter().all(|&id| id < 10), "{ids:?}");
+    assert_eq!(host.disk.lock().unwrap()[0], 2);
 }

@@ -231,6 +231,31 @@ impl Guest {
         Front { ring, port }
     }
 
+    /// The whole handshake with so many queues.
+    pub fn connect_queues(&self, host: &mut Host, count: usize) -> Vec<Front> {
+        host.settle();
+        assert_eq!(self.back_state(host), "2");
+        self.set(host, "multi-queue-num-queues", &count.to_string());
+        self.set(host, "feature-persistent", "1");
+        let mut fronts = Vec::new();
+        for queue in 0..count {
+            let lease = Lease::fresh(&self.grants, DomId::DOM0).unwrap();
+            let port = self.events.alloc_unbound(DomId::DOM0).unwrap();
+            let gref = lease.gref().to_string();
+            self.set(host, &format!("queue-{queue}/ring-ref"), &gref);
+            let number = port.to_string();
+            self.set(host, &format!("queue-{queue}/event-channel"), &number);
+            let ring = FrontRing::new(lease).unwrap();
+            fronts.push(Front { ring, port });
+        }
+        self.set(host, "state", "3");
+        host.settle();
+        assert_eq!(self.back_state(host), "4");
+        self.set(host, "state", "4");
+        host.settle();
+        fronts
+    }
+
     /// The whole handshake.
     pub fn connect(&self, host: &mut Host) -> Front {
         host.settle();
