@@ -10,15 +10,17 @@ use crate::backends::{Class, Server};
 use crate::claims::Claims;
 use crate::config::{DiskConfig, NicConfig};
 use crate::create::{
-    BACKEND_TIMEOUT, check_disks, connect_nic, physical_device, release_loop, wait_ready,
+    BACKEND_TIMEOUT, check_disks, connect_nic, needs_kernel, physical_device, release_loop,
+    run_disk_script, wait_ready,
 };
 use crate::destroy::{self, Device, devices};
 use crate::error::{Error, Kind, Result};
+use crate::hotplug;
 use crate::index;
 use crate::interrupt;
 use crate::nodes::{self, Nic, Nodes};
 use crate::os::LoopDevice;
-use crate::prepare::{check_disk, check_nic, name_nic};
+use crate::prepare::{Target, check_disk, check_nic, name_nic};
 use crate::store::{Awaited, Look, StoreControl, children, remove_all, text, wait_backends};
 use crate::supervise::Marks;
 use crate::underway::{self, Underway};
@@ -39,8 +41,10 @@ pub fn attach_disk<C: DomainControl, S: StoreControl>(
 ) -> Result<()> {
     check_guest(info)?;
     let mut config = config.clone();
-    config.target = std::path::absolute(&config.target)
-        .map_err(|e| Error::system("find", config.target.display(), &e).kind(Kind::Invalid))?;
+    if hotplug::custom(config.script.as_deref()).is_none() {
+        config.target = std::path::absolute(&config.target)
+            .map_err(|e| Error::system("find", config.target.display(), &e).kind(Kind::Invalid))?;
+    }
     let disk = check_disk(&config)?;
     let server = Class::Block.server(store)?;
     clear_unfinished(control, store, |line| eprintln!("xlrs: {line}"));
@@ -64,6 +68,10 @@ pub fn attach_disk<C: DomainControl, S: StoreControl>(
     })?;
     let mut loops: Vec<LoopDevice> = Vec::new();
     let physical = match server {
+        _ if disk.target == Target::Script => {
+            needs_kernel(&disk, Some(server))?;
+            None
+        }
         Server::Kernel => Some(physical_device(&disk, &mut loops)?),
         Server::Daemon(_) => None,
     };
@@ -75,6 +83,7 @@ pub fn attach_disk<C: DomainControl, S: StoreControl>(
     drop(claims);
     let what = format!("the back end of disk {}", config.vdev);
     work.wait(what)?;
+    run_disk_script(store, info.dom, &config)?;
     for device in loops {
         release_loop(info.dom, device)?;
     }
@@ -199,9 +208,7 @@ pub fn detach<S: StoreControl>(
 
 /// Removes what is left of a device whose back end has let go.
 fn remove<S: StoreControl>(store: &S, info: &DomainInfo, device: &Device) -> Result<()> {
-    if device.kind == "vbd" {
-        destroy::detach(store, device)?;
-    }
+    destroy::detach(store, info.dom, device)?;
     let (kind, number) = (&device.kind, &device.number);
     let paths = [
         device.frontend.clone(),

@@ -11,9 +11,10 @@ use xen_sys::{DomId, Mfn};
 use crate::backends::{Class, Server};
 use crate::build::build;
 use crate::claims::Claims;
-use crate::config::DomainConfig;
+use crate::config::{DiskConfig, DomainConfig};
 use crate::destroy;
 use crate::error::{Error, Kind, Result};
+use crate::hotplug::{self, Call};
 use crate::index::{self, Answer};
 use crate::nodes::{self, Facts, Nic, Nodes, PhysicalDevice};
 use crate::os::{self, Interfaces, LoopDevice};
@@ -267,6 +268,10 @@ fn declare_devices<S: StoreControl>(
     let mut loops = Vec::new();
     for disk in &guest.disks {
         let physical = match servers.block {
+            _ if disk.target == Target::Script => {
+                needs_kernel(disk, servers.block)?;
+                None
+            }
             Some(Server::Kernel) => Some(physical_device(disk, &mut loops)?),
             _ => None,
         };
@@ -285,6 +290,33 @@ fn declare_devices<S: StoreControl>(
     Ok(loops)
 }
 
+/// Our back end opens the file or device that is named; what a script makes, only the kernel's is told.
+pub(crate) fn needs_kernel(disk: &Disk, server: Option<Server>) -> Result<()> {
+    match server {
+        Some(Server::Daemon(_)) => Err(Error::new(
+            "use the disk",
+            format!("{} ({})", disk.config.target.display(), disk.config.vdev),
+            "our blkback cannot serve what a script= makes",
+        )
+        .kind(Kind::Invalid)
+        .hint("start the host with `xlrs host start --stock blkback` and `modprobe xen-blkback`")),
+        _ => Ok(()),
+    }
+}
+
+/// Runs the script of a disk that has one.
+pub(crate) fn run_disk_script(store: &impl Store, dom: DomId, disk: &DiskConfig) -> Result<()> {
+    match hotplug::custom(disk.script.as_deref()) {
+        None => Ok(()),
+        Some(script) => hotplug::Device {
+            script: &script,
+            backend: &nodes::backend("vbd", dom, disk.number),
+            card: None,
+        }
+        .run(store, Call::Add),
+    }
+}
+
 fn connect_devices<S: StoreControl>(
     store: &S,
     dom: DomId,
@@ -293,6 +325,13 @@ fn connect_devices<S: StoreControl>(
 ) -> Result<()> {
     wait_for_backends(store, dom, guest)?;
     times::mark("back ends");
+    for disk in guest
+        .disks
+        .iter()
+        .filter(|disk| disk.target == Target::Script)
+    {
+        run_disk_script(store, dom, &disk.config)?;
+    }
     for nic in &guest.nics {
         connect_nic(store, dom, nic)?;
     }
@@ -352,9 +391,13 @@ fn claim(guest: &Guest) -> Result<Claims> {
     // A disk of its own that is named twice is found later.
     for (index, disk) in guest.disks.iter().enumerate() {
         let before = &guest.disks[..index];
-        if !before.iter().any(|other| other.id == disk.id) {
+        if disk.id == Id::Script || !before.iter().any(|other| other.id == disk.id) {
             let what = format!("the disk {}", disk.config.target.display());
-            claims.add(&format!("{:?}", disk.id), disk.config.writable, &what)?;
+            let key = match disk.id {
+                Id::Script => format!("script {}", disk.config.target.display()),
+                id => format!("{id:?}"),
+            };
+            claims.add(&key, disk.config.writable, &what)?;
         }
     }
     Ok(claims)
@@ -417,7 +460,8 @@ pub(crate) fn check_disks(store: &impl Store, disks: &[Disk], indexed: bool) -> 
         true => Vec::new(),
         false => index::all_users(store).map_err(failed())?,
     };
-    for disk in disks {
+    // Who else uses what a script makes is the script's to find out.
+    for disk in disks.iter().filter(|disk| disk.id != Id::Script) {
         let mut ids = disk.id.relatives();
         ids.push(disk.id);
         let mut users = Vec::new();
@@ -446,7 +490,7 @@ pub(crate) fn check_disks(store: &impl Store, disks: &[Disk], indexed: bool) -> 
 }
 
 fn share(a: Id, b: Id) -> bool {
-    a == b || a.relatives().contains(&b)
+    a != Id::Script && (a == b || a.relatives().contains(&b))
 }
 
 /// Dom0 may read what the guest only reads, and nothing else.
@@ -577,6 +621,17 @@ pub(crate) fn wait_ready<S: StoreControl>(
 /// Puts the interface that the back end has made where it belongs, as the script vif-bridge would.
 pub(crate) fn connect_nic(store: &impl Store, dom: DomId, nic: &Nic) -> Result<()> {
     let mut name = nic.interface(dom);
+    if let Some(script) = hotplug::custom(nic.config.script.as_deref()) {
+        return hotplug::Device {
+            script: &script,
+            backend: &nodes::backend("vif", dom, nic.devid),
+            card: Some((
+                &name,
+                nic.config.gateway_device.as_deref().unwrap_or_default(),
+            )),
+        }
+        .run(store, Call::Add);
+    }
     let failed = |step: &'static str, object: &str, error: std::io::Error| {
         Error::system(step, object, &error)
     };

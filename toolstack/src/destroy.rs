@@ -7,6 +7,7 @@ use xen_hal::{DomainControl, DomainInfo, Store, StoreExt, XenbusState};
 use xen_sys::DomId;
 
 use crate::error::{Error, Kind, Result};
+use crate::hotplug::{self, Call};
 use crate::lock::{About, Lock};
 use crate::store::{Awaited, Look, StoreControl, children, remove_all, text, wait_backends};
 use crate::underway::Underway;
@@ -181,25 +182,40 @@ pub fn remove_devices<S: StoreControl>(store: &S, dom: DomId) -> Result<()> {
             Some(_) => Look::Waiting,
         },
     );
+    let mut let_go = Ok(());
     for device in &devices {
-        if device.kind == "vbd" {
-            detach(store, device)?;
-        }
+        let_go = let_go.and(detach(store, dom, device));
     }
     let paths: Vec<_> = devices
         .iter()
         .map(|device| device.backend.clone())
         .collect();
     remove_all(store, None, &paths).map_err(Error::store("remove the back ends of domain", dom))?;
-    waited
+    waited.and(let_go)
 }
 
-/// Undoes what a stock block script has done for a disk file.
-pub(crate) fn detach(store: &impl Store, device: &Device) -> Result<()> {
+/// Undoes what a script has done for a device.
+pub(crate) fn detach(store: &impl Store, dom: DomId, device: &Device) -> Result<()> {
+    let (is_disk, is_card) = (device.kind == "vbd", device.kind == "vif");
+    if !is_disk && !is_card {
+        return Ok(());
+    }
     let get = |key: &str| {
         text(store, None, &format!("{}/{key}", device.backend))
             .map_err(Error::store("look at", &device.backend))
     };
+    if let Some(script) = hotplug::custom(get("script")?.as_deref()) {
+        let interface = get("vifname")?.unwrap_or_else(|| format!("vif{dom}.{}", device.number));
+        return hotplug::Device {
+            script: &script,
+            backend: &device.backend,
+            card: is_card.then_some((interface.as_str(), "")),
+        }
+        .run(store, Call::Remove);
+    }
+    if is_card {
+        return Ok(());
+    }
     let (Some(node), Some(params)) = (get("node")?, get("params")?) else {
         return Ok(());
     };

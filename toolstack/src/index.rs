@@ -62,6 +62,7 @@ fn disk_folder(id: Id) -> String {
     match id {
         Id::File(device, inode) => format!("disk/f{device:x}-{inode:x}"),
         Id::Block(major, minor) => format!("disk/b{major:x}-{minor:x}"),
+        Id::Script => "disk/script".into(),
     }
 }
 
@@ -83,6 +84,7 @@ pub fn entries(
 pub fn guest(dom: DomId, name: &str, disks: &[Disk]) -> Nodes {
     let disks = disks
         .iter()
+        .filter(|disk| disk.id != Id::Script)
         .map(|disk| (disk.id, disk.config.number, disk.config.writable));
     let entries = entries(dom, name, disks);
     let mut nodes = Nodes::default();

@@ -17,6 +17,7 @@ pub mod destroy;
 pub mod dump;
 mod error;
 pub mod host;
+pub mod hotplug;
 pub mod image;
 pub mod index;
 pub mod interrupt;

@@ -12,7 +12,7 @@ use crate::error::{Error, Kind, Result};
 use crate::image::{Kernel, Ramdisk};
 use crate::nodes::Nic;
 use crate::storage::Id;
-use crate::{os, uuid};
+use crate::{hotplug, os, uuid};
 
 /// The bridge that is joined if none is named.
 pub const DEFAULT_BRIDGE: &str = "xenbr0";
@@ -71,6 +71,8 @@ pub enum Target {
     File(u64, u64),
     /// A block device: its major and minor number.
     Block(u32, u32),
+    /// Whatever a `script=` makes of it.
+    Script,
 }
 
 impl Target {
@@ -190,7 +192,10 @@ pub(crate) fn check_nic(nic: &Nic) -> Result<()> {
 /// # Errors
 /// The folder that we are in cannot be told.
 pub fn whole_paths(config: &mut DomainConfig) -> Result<()> {
-    let disks = config.disks.iter_mut().map(|disk| &mut disk.target);
+    // To a script it is a word.
+    let disks = config.disks.iter_mut();
+    let disks = disks.filter(|disk| hotplug::custom(disk.script.as_deref()).is_none());
+    let disks = disks.map(|disk| &mut disk.target);
     let files = [&mut config.kernel].into_iter().chain(&mut config.ramdisk);
     for path in files.chain(disks) {
         *path = std::path::absolute(&*path)
@@ -231,6 +236,18 @@ pub(crate) fn check_disk(config: &DiskConfig) -> Result<Disk> {
             error
         }
     };
+    if let Some(script) = hotplug::custom(config.script.as_deref()) {
+        fs::metadata(&script).map_err(|e| {
+            Error::system("find the script", script.display(), &e)
+                .kind(Kind::Invalid)
+                .hint("script= names a file in /etc/xen/scripts, or one with its whole path")
+        })?;
+        return Ok(Disk {
+            config: config.clone(),
+            target: Target::Script,
+            id: Id::Script,
+        });
+    }
     let target = Target::of(&config.target).map_err(|e| failed(&e))?;
     let invalid = |what: &str| {
         Error::new(step, format!("{path} ({})", config.vdev), what)
@@ -348,6 +365,7 @@ impl fmt::Display for Prepared {
             let kind = match disk.target {
                 Target::File(..) => "file",
                 Target::Block(..) => "block device",
+                Target::Script => "what its script makes of",
             };
             writeln!(
                 f,

@@ -19,6 +19,8 @@ pub enum Id {
     File(u64, u64),
     /// A block device that is no loop device: its major and minor number.
     Block(u32, u32),
+    /// What only a script knows.
+    Script,
 }
 
 impl Id {
@@ -26,6 +28,7 @@ impl Id {
     pub fn of(target: Target) -> Id {
         match target {
             Target::File(device, inode) => Id::File(device, inode),
+            Target::Script => Id::Script,
             Target::Block(major, minor) => {
                 loop_file(major, minor).map_or(Id::Block(major, minor), |(d, i)| Id::File(d, i))
             }
@@ -35,13 +38,16 @@ impl Id {
     /// Other storage that shares bytes with this: a partition's whole disk, a whole disk's partitions.
     pub fn relatives(self) -> Vec<Id> {
         match self {
-            Id::File(..) => Vec::new(),
+            Id::File(..) | Id::Script => Vec::new(),
             Id::Block(major, minor) => block_relatives(Path::new("/sys"), major, minor),
         }
     }
 
     /// Where dom0 has it mounted, and whether for writing.
     pub fn mounted(self) -> Option<(String, bool)> {
+        if self == Id::Script {
+            return None;
+        }
         mounted_in(
             &fs::read_to_string("/proc/self/mountinfo").ok()?,
             |major, minor| Id::of(Target::Block(major, minor)) == self,

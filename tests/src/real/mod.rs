@@ -74,7 +74,7 @@ impl Entry {
 pub fn entries() -> Vec<Entry> {
     use cases::{
         bad_input, block, commands, debian, device_nodes, disks, golden, hostile, http, killed,
-        lifecycle, stock_tools, store, survival, survive, upheaval,
+        lifecycle, script, stock_tools, store, survival, survive, upheaval,
     };
     let about_survive =
         "the store daemon is killed in the middle of create and destroy; nobody notices";
@@ -205,6 +205,13 @@ pub fn entries() -> Vec<Entry> {
             "a disk that is in use is refused under all its names, whoever uses it",
             disks::in_use,
         )
+        .on_4_17(),
+        Entry::new(
+            "disk-script",
+            "a custom script= is called with the arguments and environment that xl gives it",
+            script::called_as_by_xl,
+        )
+        .stock(&["xenstored", "console", "blkback"])
         .on_4_17(),
     ]
 }

@@ -358,12 +358,6 @@ pub fn unsupported(disk: &DiskConfig) -> Option<(String, &'static str)> {
             "leave backendtype out",
         ));
     }
-    if disk.script.is_some() {
-        return Some((
-            "disk scripts are not supported yet".into(),
-            "name a file or block device",
-        ));
-    }
     if disk.backend.is_some() {
         return Some((
             "driver domains are not supported yet".into(),

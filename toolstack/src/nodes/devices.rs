@@ -4,6 +4,7 @@ use xen_sys::DomId;
 
 use super::{Node, Nodes, backend, both_backends, dom0_owns, frontend, guest_owns};
 use crate::config::{DiskConfig, NicConfig};
+use crate::hotplug;
 
 /// How a disk reaches the kernel's back end.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,14 +25,15 @@ pub fn disk(dom: DomId, disk: &DiskConfig, physical: Option<&PhysicalDevice>) ->
     let kind = if disk.cdrom { "cdrom" } else { "disk" };
     // A stock xl that removes the guest runs it. Our loop devices go away by themselves, at which the
     // stock script would stumble.
-    let script = match physical {
-        Some(_) => "/bin/true",
-        None => "/etc/xen/scripts/block",
+    let script = match (hotplug::custom(disk.script.as_deref()), physical) {
+        (Some(custom), _) => custom.display().to_string(),
+        (None, Some(_)) => "/bin/true".into(),
+        (None, None) => "/etc/xen/scripts/block".into(),
     };
     let pairs = vec![
         ("frontend", front.clone()),
         ("params", disk.target.display().to_string()),
-        ("script", script.into()),
+        ("script", script),
         ("frontend-id", dom.to_string()),
         ("online", "1".into()),
         ("removable", flag(disk.cdrom)),
@@ -111,12 +113,16 @@ pub fn nic(dom: DomId, nic: &Nic) -> Nodes {
         backend("vif", dom, nic.devid),
     );
     let config = &nic.config;
+    let script = hotplug::custom(config.script.as_deref()).map_or_else(
+        || "/etc/xen/scripts/vif-bridge".into(),
+        |custom| custom.display().to_string(),
+    );
     let mut pairs = vec![
         ("frontend", front.clone()),
         ("frontend-id", dom.to_string()),
         ("online", "1".into()),
         ("state", "1".into()),
-        ("script", "/etc/xen/scripts/vif-bridge".into()),
+        ("script", script),
         ("mac", nic.mac_text()),
     ];
     if let Some(ip) = &config.ip {

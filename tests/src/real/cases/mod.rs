@@ -11,6 +11,7 @@ pub mod hostile;
 pub mod http;
 pub mod killed;
 pub mod lifecycle;
+pub mod script;
 pub mod stock_tools;
 pub mod store;
 pub mod survival;
