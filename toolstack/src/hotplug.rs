@@ -61,7 +61,13 @@ impl Device<'_> {
         let mut out = vec![
             ("script", self.script.display().to_string()),
             ("XENBUS_TYPE", kind.to_string()),
-            ("XENBUS_PATH", self.backend.to_string()),
+            // As seen from dom0.
+            (
+                "XENBUS_PATH",
+                self.backend
+                    .trim_start_matches("/local/domain/0/")
+                    .to_string(),
+            ),
             ("XENBUS_BASE_PATH", "backend".to_string()),
         ];
         if let Some((interface, gateway)) = self.card {
@@ -83,7 +89,6 @@ impl Device<'_> {
         let mut child = Command::new(self.script)
             .args(self.arguments(call))
             .envs(self.environment())
-            .current_dir("/")
             .stdin(Stdio::null())
             .spawn()
             .map_err(|e| failed(&e))?;
@@ -174,5 +179,6 @@ mod tests {
         let disk = Device { card: None, ..card };
         assert_eq!(disk.arguments(Call::Remove), ["remove"]);
         assert_eq!(disk.environment()[1], ("XENBUS_TYPE", "vbd".into()));
+        assert_eq!(disk.environment()[2].1, "backend/vif/5/0");
     }
 }

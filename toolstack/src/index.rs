@@ -240,9 +240,10 @@ pub fn users_of(store: &impl Store, dom: &str) -> Result<Vec<(Id, User)>, StoreE
             ["mode", "params", "physical-device"].map(|key| format!("{above}/{number}/{key}"));
         let [mode, params, device]: [Option<String>; 3] =
             texts(store, None, &paths)?.try_into().unwrap_or_default();
-        let storage = device
-            .and_then(|device| Target::of_numbers(&device))
-            .or_else(|| Target::of(Path::new(&params?)).ok().flatten());
+        let path = params.filter(|params| params.starts_with('/'));
+        let storage = path
+            .and_then(|path| Target::of(Path::new(&path)).ok().flatten())
+            .or_else(|| Target::of_numbers(&device?));
         if let Some(storage) = storage {
             let user = User {
                 dom: dom.to_string(),

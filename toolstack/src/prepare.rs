@@ -92,11 +92,12 @@ impl Target {
         })
     }
 
-    /// The block device that the kernel's back end was given: two hexadecimal numbers.
+    /// The block device that a back end was given: two hexadecimal numbers, which are 0 if it has none.
     pub fn of_numbers(text: &str) -> Option<Target> {
         let (major, minor) = text.trim().split_once(':')?;
         let number = |digits| u32::from_str_radix(digits, 16).ok();
-        Some(Target::Block(number(major)?, number(minor)?))
+        let numbers = (number(major)?, number(minor)?);
+        (numbers != (0, 0)).then_some(Target::Block(numbers.0, numbers.1))
     }
 }
 

@@ -195,6 +195,7 @@ pub fn entries() -> Vec<Entry> {
             "create and destroy killed at any moment leave nothing behind",
             killed::create_and_destroy,
         )
+        .timeout_s(400)
         .on_4_17(),
         Entry::new("survive-ours", about_survive, survive::kills).timeout_s(400),
         Entry::new("survive-stock", about_survive, survive::kills)

@@ -13,7 +13,7 @@ use crate::real::snapshot::leaves_nothing;
 const KERNEL: &str = "/lab/guests/hello";
 const NAME: &str = "killed";
 /// Moments at which it is killed, spread over the time that it takes.
-const MOMENTS: u32 = 24;
+const MOMENTS: u32 = 16;
 /// How long the supervisor may take.
 const CLEARED: Duration = Duration::from_secs(10);
 
