@@ -177,3 +177,77 @@ fn a_number_is_used_again_at_once() {
     assert_eq!(new.ask(&Request::Read(b"mine")), Err(Errno::ENOENT));
     assert_eq!(new.ask(&Request::Read(b"/shared")), Err(Errno::EACCES));
 }
+
+fn number(name: &str, default: u32) -> u32 {
+    let text = std::env::var(name).ok();
+    text.map_or(default, |text| text.parse().expect("a number"))
+}
+
+/// Domains come, ask for much, and die: the daemon's memory is back where it was. `SOAK_DOMAINS` and `SOAK_REQUESTS`, of
+/// each domain, say how many; 1000 of 1000 is the whole.
+#[test]
+fn memory_comes_back() {
+    let daemon = Daemon::start("soak");
+    let dom0 = daemon.connect();
+    let rss = || {
+        // What is its own: the file that the state is kept in is mapped as well.
+        let path = format!("/proc/{}/status", daemon.process.id());
+        let status = std::fs::read_to_string(path).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("RssAnon:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        kib.unwrap().parse::<u64>().unwrap()
+    };
+    let requests = number("SOAK_REQUESTS", 150);
+    let lifetime = |n: u32| {
+        let dom = DomId(7 + (n % 20) as u16);
+        let mut guest = Guest::create(&daemon, dom);
+        let home = format!("/local/domain/{dom}");
+        xen_hal::Store::write(&dom0, None, &home, b"").unwrap();
+        let own = xs_wire::Permission::new(dom, xs_wire::Access::None);
+        xen_hal::Store::set_permissions(&dom0, None, &home, &[own]).unwrap();
+        dom0.introduce(dom, 0, Port(1)).unwrap();
+        for n in 0..requests {
+            let path = format!("data/{}/{}", n % 7, n % 50);
+            let path = path.as_bytes();
+            let token = n.to_string();
+            let request = match n % 10 {
+                0 if n < 1000 => Request::Watch(path, token.as_bytes(), None),
+                1..=4 => Request::Write(path, &[b'v'; 400][..(n % 400) as usize]),
+                5 if n % 50 == 5 => Request::ResetWatches,
+                6 => Request::TransactionStart,
+                7 => Request::Directory(b"data"),
+                8 if n % 40 == 8 => Request::Rm(b"data"),
+                _ => Request::Read(path),
+            };
+            // Some are refused, which is as it should be.
+            let _ = guest.ask(&request);
+        }
+        daemon.folder.remove(dom).unwrap();
+        guest.end.tell_daemon().unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while dom0.is_introduced(dom).unwrap() {
+            assert!(
+                Instant::now() < deadline,
+                "the death of {dom} is not noticed"
+            );
+        }
+    };
+    let domains = number("SOAK_DOMAINS", 40);
+    for n in 0..domains.div_ceil(4) {
+        lifetime(n);
+    }
+    let before = rss();
+    for n in 0..domains {
+        lifetime(n);
+    }
+    let after = rss();
+    println!("{domains} domains, {requests} requests each: {before} KiB before, {after} KiB after");
+    assert!(
+        after <= before + 256,
+        "{before} KiB before, {after} KiB after"
+    );
+    let control = dom0.control(&["check"]).unwrap();
+    assert_eq!(control, "OK");
+}

@@ -8,13 +8,13 @@ use super::path;
 use super::tree::{Node, Tree};
 
 /// Beside a node's name and value.
-const NODE: usize = 192;
+const NODE: usize = 240;
 /// For each entry of its permissions.
 const ENTRY: usize = 16;
 /// For each child in a directory that a transaction has copied.
 const CHILD: usize = 24;
 /// Beside a watch's path and token.
-const WATCH: usize = 256;
+const WATCH: usize = 448;
 /// A transaction with nothing in it.
 pub const TRANSACTION: usize = 768;
 /// Beside the path of a node that a transaction has seen.

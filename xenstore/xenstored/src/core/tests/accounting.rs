@@ -188,7 +188,7 @@ fn memory_is_refused_and_given_back() {
             Err(errno) => break errno,
         }
     };
-    assert_eq!((error, written), (Errno::ENOMEM, 16));
+    assert_eq!((error, written), (Errno::ENOMEM, 15));
     assert!(memory(&s, 1) <= 20_000);
     assert_eq!(
         s.world.logged.len(),

@@ -114,7 +114,14 @@ fn replay(wholes: &[Whole]) -> Store {
     s
 }
 
+/// How many histories are tried, each of up to 80 steps and about 8 transactions: `HISTORIES` says it.
+fn histories() -> u32 {
+    let text = std::env::var("HISTORIES").ok();
+    text.map_or(256, |text| text.parse().expect("HISTORIES is a number"))
+}
+
 proptest! {
+    #![proptest_config(ProptestConfig { cases: histories(), ..ProptestConfig::default() })]
     #[test]
     fn every_history_is_serialisable(steps in proptest::collection::vec(step(), 0..80)) {
         let (mut s, conns) = store();

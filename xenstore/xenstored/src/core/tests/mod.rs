@@ -4,6 +4,7 @@ mod accounting;
 mod control;
 mod domains;
 mod histories;
+mod hostile;
 mod model;
 mod permissions;
 mod protocol;

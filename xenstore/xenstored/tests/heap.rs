@@ -1,0 +1,253 @@
+//! What is counted for a guest is never less than what the allocator was asked for because of it, and all of it comes back.
+
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+use xen_sys::{DomId, Errno, Port};
+use xenstored::core::limits::Limits;
+use xenstored::core::{Buffered, ConnId, Core, DomainReport, DomainState, Event, Host, Identity};
+use xs_wire::{Header, Op, Permission, Request};
+
+struct Counting;
+
+thread_local! {
+    static HELD: Cell<i64> = const { Cell::new(0) };
+}
+
+fn count(bytes: i64) {
+    // Not at the end of a thread, when it is gone.
+    let _ = HELD.try_with(|held| held.set(held.get() + bytes));
+}
+
+// SAFETY: everything is done by the system's allocator; counting allocates nothing.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        count(layout.size() as i64);
+        // SAFETY: the caller's promises are those of this call.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        count(-(layout.size() as i64));
+        // SAFETY: the caller's promises are those of this call.
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+#[global_allocator]
+static COUNTING: Counting = Counting;
+
+const GUEST: DomId = DomId(1);
+const DOM0: ConnId = ConnId(1);
+const CONN: ConnId = ConnId(2);
+
+/// Guest 1 exists or not; what is answered to it is forgotten.
+struct World {
+    lives: bool,
+    failed: Option<String>,
+}
+
+impl Host for World {
+    fn domain_identity(&mut self, _: DomId) -> Option<Identity> {
+        self.lives.then_some(Identity::UNKNOWN)
+    }
+
+    fn domain_states(&mut self) -> Option<Vec<DomainReport>> {
+        let report = DomainReport {
+            dom: GUEST,
+            identity: Identity::UNKNOWN,
+            state: DomainState::Running,
+        };
+        Some(self.lives.then_some(report).into_iter().collect())
+    }
+
+    fn connect(&mut self, _: DomId, _: u64, _: Port, _: u32) -> Result<ConnId, Errno> {
+        Ok(CONN)
+    }
+
+    fn rebind(&mut self, _: ConnId, _: DomId, _: Port) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn disconnect(&mut self, _: ConnId) {}
+
+    fn reply(&mut self, _: ConnId, op: Op, request: &Header, body: &[u8]) {
+        if op == Op::Error {
+            self.failed = Some(format!("{request:?}: {}", String::from_utf8_lossy(body)));
+        }
+    }
+
+    fn event(&mut self, _: ConnId, _: Event, _: usize) {}
+
+    fn waiting_bytes(&mut self, _: ConnId) -> usize {
+        0
+    }
+
+    fn buffered(&self, _: ConnId) -> Buffered {
+        Buffered::default()
+    }
+
+    fn log(&mut self, _: &str) {}
+}
+
+struct Store {
+    core: Core,
+    world: World,
+}
+
+impl Store {
+    fn new() -> Store {
+        let limits = Limits {
+            memory: 0,
+            nodes: 0,
+            watches: 0,
+            node_size: 0,
+            ..Limits::default()
+        };
+        let mut core = Core::new(limits);
+        core.attach_dom0(DOM0);
+        let world = World {
+            lives: true,
+            failed: None,
+        };
+        let mut store = Store { core, world };
+        store.be_born();
+        store
+    }
+
+    fn be_born(&mut self) {
+        self.world.lives = true;
+        let home = b"/local/domain/1";
+        self.ask(DOM0, 0, Request::Mkdir(home));
+        self.ask(
+            DOM0,
+            0,
+            Request::SetPerms(home, vec![Permission::owner(GUEST)]),
+        );
+        self.ask(DOM0, 0, Request::Introduce(GUEST, 0, Port(1)));
+    }
+
+    fn die(&mut self) {
+        self.world.lives = false;
+        self.core.domains_changed(&mut self.world);
+    }
+
+    fn ask(&mut self, conn: ConnId, tx_id: u32, request: Request<'_>) {
+        let mut body = Vec::new();
+        request.encode(&mut body).unwrap();
+        let header = Header {
+            op: request.op().code(),
+            req_id: 0,
+            tx_id,
+            len: body.len() as u32,
+        };
+        self.core.request(&mut self.world, conn, &header, &body);
+        if let Some(why) = self.world.failed.take() {
+            panic!("{why}");
+        }
+    }
+
+    fn counted(&self) -> i64 {
+        let usage = self.core.usage(&self.world, GUEST);
+        usage.map_or(0, |usage| usage.get("memory")).into()
+    }
+}
+
+/// Lets the guest do something, and compares what is counted more with what is held more.
+fn compare(what: &str, act: impl Fn(&mut Store)) {
+    let mut store = Store::new();
+    let before = (HELD.get(), store.counted());
+    act(&mut store);
+    let held = HELD.get() - before.0;
+    let counted = store.counted() - before.1;
+    println!(
+        "{what}: held {held}, counted {counted}, {:.2} times",
+        counted as f64 / held as f64
+    );
+    assert!(
+        held <= counted,
+        "{what}: {held} bytes are held, {counted} counted"
+    );
+    assert!(held > 5000, "{what}: what was done is held");
+}
+
+#[test]
+fn no_less_is_counted_than_is_held() {
+    let write = |store: &mut Store, tx, path: &str, len: usize| {
+        store.ask(CONN, tx, Request::Write(path.as_bytes(), &vec![b'v'; len]));
+    };
+    compare("small nodes in one directory", |store| {
+        for n in 0..1000 {
+            write(store, 0, &format!("{n}"), 3);
+        }
+    });
+    compare("nodes that are directories", |store| {
+        for n in 0..1000 {
+            write(store, 0, &format!("dir-{n}/leaf-{n}"), 0);
+        }
+    });
+    compare("one long chain", |store| {
+        write(store, 0, &vec!["d"; 900].join("/"), 0)
+    });
+    compare("large values, written again", |store| {
+        for round in [100, 1500] {
+            for n in 0..50 {
+                write(store, 0, &format!("{n}"), round);
+            }
+        }
+    });
+    compare("nodes with permissions of their own", |store| {
+        for n in 0..500 {
+            let path = format!("{n}");
+            write(store, 0, &path, 3);
+            let list = [1, 0, 1, 0, 1].map(|dom| Permission::owner(DomId(dom)));
+            store.ask(CONN, 0, Request::SetPerms(path.as_bytes(), list.to_vec()));
+        }
+    });
+    compare("watches", |store| {
+        for n in 0..500 {
+            let path = format!("some/longer/path/{n}");
+            store.ask(CONN, 0, Request::Watch(path.as_bytes(), b"token", None));
+        }
+    });
+    compare("watches on one path", |store| {
+        for n in 0..500 {
+            let token = format!("a-longer-token-{n}");
+            store.ask(CONN, 0, Request::Watch(b"path", token.as_bytes(), None));
+        }
+    });
+    compare("idle transactions", |store| {
+        for _ in 0..10 {
+            store.ask(CONN, 0, Request::TransactionStart);
+        }
+        write(store, 0, "x", 1800);
+        write(store, 0, "y", 1800);
+    });
+    compare("a transaction that makes nodes", |store| {
+        store.ask(CONN, 0, Request::TransactionStart);
+        for n in 0..400 {
+            write(store, 1, &format!("made/{n}"), 20);
+        }
+    });
+}
+
+#[test]
+fn all_comes_back() {
+    let mut store = Store::new();
+    let mut held = Vec::new();
+    for round in 0..60 {
+        for n in 0..200 {
+            let path = format!("{n}/below");
+            store.ask(CONN, 0, Request::Write(path.as_bytes(), b"value"));
+            store.ask(CONN, 0, Request::Watch(path.as_bytes(), b"token", None));
+        }
+        store.ask(CONN, 0, Request::TransactionStart);
+        store.die();
+        store.be_born();
+        if round >= 10 {
+            held.push(HELD.get());
+        }
+    }
+    let (least, most) = (held.iter().min().unwrap(), held.iter().max().unwrap());
+    assert!(most - least < 4096, "{held:?}");
+}
