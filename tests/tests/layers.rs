@@ -12,7 +12,7 @@ const LAYERS: [(&str, &[&str]); 4] = [
     ("ABI", &["xen-sys"]),
     (
         "contracts",
-        &["xen-ring", "xs-wire", "xen-hal", "pv-layout"],
+        &["xen-ring", "xs-wire", "xs-stream", "xen-hal", "pv-layout"],
     ),
     (
         "logic",

@@ -44,6 +44,10 @@ pub struct User {
 /// Where the guest of a name stands, below [`TOP`].
 fn name_entry(name: &str) -> String {
     let mut out = String::from("name/");
+    if name.is_empty() {
+        // No guest has this name, but it may be asked for.
+        out.push('@');
+    }
     if name.len() > MAX_PLAIN {
         // No two names of a host are this long and have the same sum; and if, they are compared in the end.
         out.push_str(&format!("@long{:016x}", crate::claims::sum(name)));

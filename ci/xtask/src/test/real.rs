@@ -195,7 +195,12 @@ mod tests {
             .collect();
         assert_eq!(
             titles,
-            ["long on Xen 4.17", "short on Xen 4.17", "short on Xen 4.20"]
+            [
+                "long on Xen 4.14",
+                "long on Xen 4.17",
+                "short on Xen 4.17",
+                "short on Xen 4.20"
+            ]
         );
         let only = cases(&found, &[XenVersion::V4_20]).unwrap();
         assert_eq!(only.len(), 1);
