@@ -205,7 +205,7 @@ impl<D: Datapath> Driver for BlockDriver<D> {
             ("hotplug-status", "connected".to_string()),
         ];
         if limits.discard {
-            let granularity = limits.sector_size.max(4096);
+            let granularity = storage.discard_unit();
             nodes.push(("discard-granularity", granularity.to_string()));
             nodes.push(("discard-alignment", "0".to_string()));
             nodes.push(("discard-secure", flag(false)));

@@ -18,7 +18,7 @@
 mod disk;
 mod driver;
 mod engine;
-mod formats;
+mod format;
 mod inline;
 mod journal;
 mod memory;
@@ -31,12 +31,11 @@ mod served;
 mod storage;
 mod threads;
 mod uring;
-mod vhd;
 
 pub use disk::{Disk, Format, params_path};
 pub use driver::{BlockDriver, Datapath, MAX_QUEUES, MAX_RING_ORDER, OpenImage, open_file};
 pub use engine::{Direct, Done, Engine, Job, Order, Woken, Work};
-pub use formats::open_any;
+pub use format::open_any;
 pub use inline::{Inline, InlineConnection, InlineQueue, Journals};
 pub use journal::{COUNTS, Count, Journal};
 pub use memory::{MappedFile, Memory, Piece};

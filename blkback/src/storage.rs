@@ -23,6 +23,10 @@ pub trait Storage: Send + Sync {
     }
     /// Whether [`discard`](Self::discard) works.
     fn can_discard(&self) -> bool;
+    /// In which unit it gives space back, in bytes: ranges that have none of it whole are discarded in vain.
+    fn discard_unit(&self) -> u32 {
+        self.sector_size().max(4096)
+    }
     /// Fills `to`.
     fn read(&self, offset: u64, to: &mut [u8]) -> io::Result<()>;
     /// Writes all of `from`.
