@@ -20,7 +20,7 @@ const MEMORY_KIB: u64 = 400 << 10;
 
 fn rounds() -> u64 {
     match std::env::var("XLRS_FORMAT_OPS") {
-        Ok(count) => count.parse::<u64>().expect("XLRS_FORMAT_OPS is a number") / 10,
+        Ok(count) => (count.parse::<u64>().expect("XLRS_FORMAT_OPS is a number") / 10).max(150),
         Err(_) => 150,
     }
 }
