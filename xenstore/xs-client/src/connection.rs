@@ -231,7 +231,8 @@ impl Connection {
                 return Ok(Some(value));
             }
             self.send(&mut state)?;
-            let unsent = !state.client.output().is_empty();
+            // The device waits for an answer, not for room.
+            let unsent = self.is_socket && !state.client.output().is_empty();
             if state.reading && !unsent {
                 let Some(left) = left_until(deadline) else {
                     return Ok(None);
@@ -278,11 +279,14 @@ impl Connection {
             return Err(io::Error::from_raw_os_error(errno.0));
         }
         let client = &mut state.client;
-        while !client.output().is_empty() {
+        loop {
             let bytes = match self.is_socket {
                 true => client.output(),
                 false => client.output_message(),
             };
+            if bytes.is_empty() {
+                return Ok(());
+            }
             match rustix::io::write(&self.fd, bytes) {
                 Ok(0) => return Err(self.lose(state, ErrorKind::WriteZero.into())),
                 Ok(len) => client.sent(len),
@@ -295,7 +299,6 @@ impl Connection {
                 }
             }
         }
-        Ok(())
     }
 
     /// Takes all that has come, without waiting.

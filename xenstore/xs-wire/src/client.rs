@@ -136,13 +136,19 @@ impl Client {
         &self.output[self.sent..]
     }
 
-    /// The first message that waits to be sent, for what takes one whole message at a time, as the kernel's
-    /// device does.
+    /// The first message that waits to be sent, once every request before it is answered; else nothing. For the kernel's
+    /// device: it takes one whole message at a time, and Linux sends the body from the buffer that the next one is
+    /// written to.
     pub fn output_message(&self) -> &[u8] {
         let output = self.output();
-        match peek(output) {
-            Ok(Some(frame)) => &output[..frame.size()],
-            _ => output,
+        let Ok(Some(frame)) = peek(output) else {
+            return output;
+        };
+        let is_answered = |pending: &&Pending| matches!(pending.state, State::Done(_));
+        let unanswered = self.pending.iter().find(|pending| !is_answered(pending));
+        match unanswered {
+            Some(other) if other.id != frame.header.req_id => &[],
+            _ => &output[..frame.size()],
         }
     }
 
@@ -402,6 +408,23 @@ mod tests {
             client.request(None, &Request::Read(b"/a")),
             Err(Errno::EBUSY)
         );
+    }
+
+    #[test]
+    fn one_message_at_a_time_is_answered_before_the_next() {
+        let mut client = Client::new();
+        let ids = [b"/a", b"/b"].map(|path| client.request(None, &Request::Read(path)).unwrap());
+        let first = client.output_message().len();
+        client.sent(first);
+        assert!(client.output_message().is_empty() && !client.output().is_empty());
+        client.forget(ids[0]);
+        assert!(
+            client.output_message().is_empty(),
+            "forgotten is not answered"
+        );
+        let reply = message(Op::Read, ids[0].0, b"x");
+        client.feed(&reply).unwrap();
+        assert_eq!(client.output_message(), client.output());
     }
 
     #[test]

@@ -232,17 +232,20 @@ impl<T: Transport> Shared<T> {
                 Err(_) => {}
             }
         }
-        while !client.output().is_empty() {
+        loop {
+            let output = match self.io.whole_messages() {
+                true => client.output_message(),
+                false => client.output(),
+            };
+            if output.is_empty() {
+                break;
+            }
             if self
                 .signal
                 .with(|waiters| std::mem::replace(&mut waiters.writes, true))
             {
                 break;
             }
-            let output = match self.io.whole_messages() {
-                true => client.output_message(),
-                false => client.output(),
-            };
             let Poll::Ready(len) = self.io.poll_write(&mut cx, output) else {
                 break;
             };
