@@ -73,8 +73,8 @@ impl Entry {
 /// All scenarios.
 pub fn entries() -> Vec<Entry> {
     use cases::{
-        bad_input, block, commands, debian, device_nodes, disks, golden, hostile, http, killed,
-        lifecycle, script, stock_tools, store, survival, survive, upheaval,
+        bad_input, block, changeover, commands, debian, device_nodes, disks, golden, hostile, http,
+        killed, lifecycle, script, stock_tools, store, survival, survive, upheaval,
     };
     let about_survive =
         "the store daemon is killed in the middle of create and destroy; nobody notices";
@@ -180,6 +180,13 @@ pub fn entries() -> Vec<Entry> {
             stock_tools::ours_beside_theirs,
         )
         .stock(&["xenstored"]),
+        Entry::new(
+            "store-changeover",
+            "C xenstored becomes ours, ours another of ours, and that C xenstored again, under guests that live on",
+            changeover::all,
+        )
+        .stock(ALL_STOCK)
+        .timeout_s(400),
         Entry::new("store-upheaval-ours", about_upheaval, upheaval::all).timeout_s(400),
         Entry::new("store-upheaval-xl", about_upheaval, upheaval::all)
             .stock(&["xl", "console", "blkback"])

@@ -2,6 +2,7 @@
 
 pub mod bad_input;
 pub mod block;
+pub mod changeover;
 pub mod commands;
 pub mod debian;
 pub mod device_nodes;

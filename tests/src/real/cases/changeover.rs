@@ -1,0 +1,97 @@
+//! A host changes over from C xenstored to ours and back, without a reboot and without its guests noticing.
+
+use std::path::{Path, PathBuf};
+
+use scenarios::{OrStop, Outcome, Stop, demand};
+use xen_hal::Store;
+use xs_client::Connection;
+
+use crate::real::driver::Driver;
+use crate::real::host::Host;
+use crate::real::snapshot::leaves_nothing;
+
+const PID_FILE: &str = "/run/xenstored.pid";
+const OURS: &str = "/lab/bin/xenstored";
+const ROOT: &str = "/xlrs-changeover";
+
+/// There, to ours again, and back; guests with disks before, through and after each.
+pub fn all(host: &Host) -> Outcome {
+    let theirs = theirs()?;
+    let image = host.zero_file("disk.img", 16)?;
+    leaves_nothing(host, || {
+        let witness = Driver::create(host, "witness", |config| config.disk(&image))?;
+        witness.fill_and_check(1, 0, 512)?;
+        let old = host.store()?;
+        let bell = format!("{ROOT}/bell");
+        old.watch(&bell, "bell").or_fail("watch")?;
+        for (round, program) in [Path::new(OURS), Path::new(OURS), &theirs]
+            .into_iter()
+            .enumerate()
+        {
+            let kept = format!("{ROOT}/kept");
+            let value = round.to_string();
+            old.write(None, &kept, value.as_bytes()).or_fail("write")?;
+            update(host, program)?;
+            let read = old.read(None, &kept).or_fail("read what was kept")?;
+            demand!(read == value.as_bytes(), "{kept} is {read:?}");
+            rings(&old, &bell, &value)?;
+            host.step("the guest writes to the store and its disk");
+            witness.ping()?;
+            let home = format!("/local/domain/{}/data/seen", witness.dom());
+            let store = witness.store();
+            store.write(None, &home, b"it").or_fail("a guest's write")?;
+            witness.fill_and_check(round as u64 + 2, 0, 512)?;
+            host.step("a new guest, whose back end dom0's kernel must hear of");
+            let image = host.zero_file("other.img", 16)?;
+            let other = Driver::create(host, "newcomer", |config| config.disk(&image))?;
+            other.fill_and_check(7, 0, 512)?;
+            match round {
+                0 => other.shutdown()?,
+                _ => other.destroy()?,
+            }
+        }
+        witness.shutdown()?;
+        host.store()?
+            .rm(None, ROOT)
+            .or_fail("remove what was written")
+    })
+}
+
+/// The stock daemon's program.
+fn theirs() -> Outcome<PathBuf> {
+    let pid = std::fs::read_to_string(PID_FILE).or_broken(format!("read {PID_FILE}"))?;
+    let exe = format!("/proc/{}/exe", pid.trim());
+    std::fs::read_link(&exe).or_broken(format!("read {exe}"))
+}
+
+/// Has the daemon become another program, in the same process.
+fn update(host: &Host, program: &Path) -> Outcome {
+    let pid = std::fs::read_to_string(PID_FILE).or_broken(format!("read {PID_FILE}"))?;
+    let name = program.display().to_string();
+    host.step(format!("live update of {} to {name}", pid.trim()));
+    let said = host.run(&["xenstore-control", "live-update", &name])?;
+    said.succeeded()?;
+    let now = theirs()?;
+    demand!(
+        now == program,
+        "process {} runs {}",
+        pid.trim(),
+        now.display()
+    );
+    Ok(())
+}
+
+/// A watch that was set before fires for what another client writes now.
+fn rings(old: &Connection, bell: &str, value: &str) -> Outcome {
+    let other = Connection::from_env().or_fail("a new connection to the store")?;
+    other
+        .write(None, bell, value.as_bytes())
+        .or_fail(format!("write {bell}"))?;
+    let patience = Some(std::time::Duration::from_secs(20));
+    while let Some(event) = old.wait_event(patience).or_fail("wait for an event")? {
+        if event.path == bell && old.read(None, bell).or_fail("read")? == value.as_bytes() {
+            return Ok(());
+        }
+    }
+    Err(Stop::Failed(format!("the watch on {bell} did not fire")))
+}
