@@ -66,16 +66,16 @@ impl<'a, S: Store> Indexer<'a, S> {
     /// # Errors
     /// The store's.
     pub fn update(&mut self, list: &[DomainInfo]) -> Result<(), StoreError> {
-        let gone: Vec<u16> = self
+        // Nobody tells when one that is dying leaves the list.
+        let alive = |dom: u16, known: &Known| {
+            let same = |info: &&DomainInfo| info.dom.0 == dom && info.uuid == known.uuid;
+            list.iter().find(same).is_some_and(|info| !info.flags.dying)
+        };
+        let gone = self
             .known
             .iter()
-            .filter(|(dom, known)| {
-                !list
-                    .iter()
-                    .any(|i| i.dom.0 == **dom && i.uuid == known.uuid)
-            })
-            .map(|(dom, _)| *dom)
-            .collect();
+            .filter(|(dom, known)| !alive(**dom, known));
+        let gone: Vec<u16> = gone.map(|(dom, _)| *dom).collect();
         for dom in gone {
             if let Some(known) = self.known.remove(&dom) {
                 let entries = known.entries.iter().map(String::as_str);
