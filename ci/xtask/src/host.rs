@@ -18,6 +18,10 @@ const TOOLS: &[Tool] = &[
         packages: &["qemu-system-x86", "seabios"],
     },
     Tool {
+        program: "qemu-img",
+        packages: &["qemu-utils"],
+    },
+    Tool {
         program: "cc",
         packages: &["gcc", "libc6-dev"],
     },

@@ -229,7 +229,8 @@ pub fn hotplug(host: &Host) -> Outcome {
         let config = Config::new("hot", &kernel.display().to_string(), 160)
             .string("ramdisk", &ramdisk.display().to_string())
             .line("maxmem = 256")
-            .string("cmdline", &format!("console=hvc0 lab.run={work}"));
+            // Quoted, as a kernel panics that finds more than 32 words it does not know.
+            .line(&format!("cmdline = 'console=hvc0 lab.run=eval \"{work}\"'"));
         let mut guest = Guest::create(host, config)?;
         guest.console.wait_for("lab: guest up", BOOT)?;
         host.step("block-attach");
