@@ -11,7 +11,7 @@ use xen_sys::{DomId, Mfn};
 use crate::backends::{Class, Server};
 use crate::build::build;
 use crate::claims::Claims;
-use crate::config::{DiskConfig, DomainConfig};
+use crate::config::{DiskConfig, DiskFormat, DomainConfig};
 use crate::destroy;
 use crate::error::{Error, Kind, Result};
 use crate::hotplug::{self, Call};
@@ -535,6 +535,17 @@ fn shared(disk: &Disk, by: &str) -> Error {
 /// What the kernel's back end needs: a block device, made of a file if need be.
 pub(crate) fn physical_device(disk: &Disk, loops: &mut Vec<LoopDevice>) -> Result<PhysicalDevice> {
     let path = &disk.config.target;
+    // The kernel would show the guest the image's headers.
+    if disk.config.format != DiskFormat::Raw {
+        let what = format!(
+            "the kernel's back end has no format {}",
+            disk.config.format.name()
+        );
+        let object = format!("{} ({})", path.display(), disk.config.vdev);
+        return Err(Error::new("use the disk", object, what)
+            .kind(Kind::Invalid)
+            .hint("start blkback, which has it: `xlrs host start`"));
+    }
     if let Target::Block(major, minor) = disk.target {
         return Ok(PhysicalDevice {
             path: path.display().to_string(),

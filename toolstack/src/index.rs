@@ -8,6 +8,7 @@ use xen_hal::{Store, StoreExt, TxId};
 use xen_sys::DomId;
 use xs_wire::StoreError;
 
+use crate::config::DiskFormat;
 use crate::nodes::{self, Nodes};
 use crate::prepare::{Disk, Target};
 use crate::storage::Id;
@@ -244,9 +245,10 @@ pub fn users_of(store: &impl Store, dom: &str) -> Result<Vec<(Id, User)>, StoreE
             ["mode", "params", "physical-device"].map(|key| format!("{above}/{number}/{key}"));
         let [mode, params, device]: [Option<String>; 3] =
             texts(store, None, &paths)?.try_into().unwrap_or_default();
-        let path = params.filter(|params| params.starts_with('/'));
+        let path = params.as_deref().map(DiskFormat::without_prefix);
         let storage = path
-            .and_then(|path| Target::of(Path::new(&path)).ok().flatten())
+            .filter(|path| path.starts_with('/'))
+            .and_then(|path| Target::of(Path::new(path)).ok().flatten())
             .or_else(|| Target::of_numbers(&device?));
         if let Some(storage) = storage {
             let user = User {

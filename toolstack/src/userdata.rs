@@ -218,7 +218,7 @@ pub fn disk_json(disk: &DiskConfig) -> Value {
     let mut out = Map::new();
     out.insert("pdev_path".into(), json!(disk.target));
     out.insert("vdev".into(), json!(disk.vdev));
-    out.insert("format".into(), json!(disk.format.name()));
+    out.insert("format".into(), json!(disk.format.libxl_name()));
     if disk.writable {
         out.insert("readwrite".into(), json!(1));
     }

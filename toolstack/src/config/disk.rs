@@ -17,6 +17,8 @@ pub enum DiskFormat {
     Qcow2,
     /// Microsoft virtual hard disk.
     Vhd,
+    /// VMware disk. An extension: stock xl does not know it.
+    Vmdk,
     /// QEMU enhanced disk.
     Qed,
     /// No medium.
@@ -24,13 +26,42 @@ pub enum DiskFormat {
 }
 
 impl DiskFormat {
-    /// The name in configuration files and in libxl's JSON.
+    /// What stands before the path in a back end's `params`: nothing for raw images.
+    pub const fn prefix(self) -> &'static str {
+        match self {
+            DiskFormat::Raw | DiskFormat::Empty => "",
+            DiskFormat::Qcow => "qcow:",
+            DiskFormat::Qcow2 => "qcow2:",
+            DiskFormat::Vhd => "vhd:",
+            DiskFormat::Vmdk => "vmdk:",
+            DiskFormat::Qed => "qed:",
+        }
+    }
+
+    /// `params` without the format's name, if one is there.
+    pub fn without_prefix(params: &str) -> &str {
+        match params.split_once(':') {
+            Some(("aio" | "raw" | "qcow" | "qcow2" | "vhd" | "vmdk" | "qed", path)) => path,
+            _ => params,
+        }
+    }
+
+    /// The name in libxl's JSON, which has none for what libxl does not know.
+    pub const fn libxl_name(self) -> &'static str {
+        match self {
+            DiskFormat::Vmdk => "unknown",
+            other => other.name(),
+        }
+    }
+
+    /// The name in configuration files.
     pub const fn name(self) -> &'static str {
         match self {
             DiskFormat::Raw => "raw",
             DiskFormat::Qcow => "qcow",
             DiskFormat::Qcow2 => "qcow2",
             DiskFormat::Vhd => "vhd",
+            DiskFormat::Vmdk => "vmdk",
             DiskFormat::Qed => "qed",
             DiskFormat::Empty => "empty",
         }
@@ -42,6 +73,7 @@ impl DiskFormat {
             "qcow" => DiskFormat::Qcow,
             "qcow2" => DiskFormat::Qcow2,
             "vhd" => DiskFormat::Vhd,
+            "vmdk" => DiskFormat::Vmdk,
             "qed" => DiskFormat::Qed,
             "empty" => DiskFormat::Empty,
             _ => return None,
@@ -199,7 +231,7 @@ impl Draft {
 
     fn set_target(&mut self, mut item: &str) -> Result<(), Complaint> {
         loop {
-            let formats = ["raw", "qcow", "qcow2", "vhd"];
+            let formats = ["raw", "qcow", "qcow2", "vhd", "vmdk"];
             let Some((prefix, rest)) = item.split_once(':') else {
                 break;
             };
@@ -224,7 +256,10 @@ impl Draft {
             }
             None => Err((
                 format!("unknown disk format `{value}`"),
-                Some("known ones are raw, qcow, qcow2, vhd, qed and empty".into()),
+                Some(match value {
+                    "vdi" | "vhdx" => "convert it: qemu-img convert -O qcow2 OLD NEW".into(),
+                    _ => "known ones are raw, qcow2, vhd, vmdk and empty".into(),
+                }),
             )),
         }
     }

@@ -173,7 +173,7 @@ fn mistakes_name_line_column_and_remedy() {
             "web.cfg:4:1: error: there are two disks",
         ),
         (
-            "name='x'\nkernel='/k'\ndisk=['/a,qcow2,xvda,w']",
+            "name='x'\nkernel='/k'\ndisk=['/a,qcow,xvda,w']",
             "qemu-img convert",
         ),
         ("name='x'\nkernel='/k'\nvif=['mac=1']", "no MAC"),

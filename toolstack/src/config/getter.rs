@@ -342,9 +342,25 @@ impl<'a> Getter<'a, '_, '_> {
 
 /// What of a disk's wishes cannot be met yet.
 pub fn unsupported(disk: &DiskConfig) -> Option<(String, &'static str)> {
-    if disk.format != DiskFormat::Raw {
-        let what = format!("disk format {} is not supported yet", disk.format.name());
-        return Some((what, "convert it: qemu-img convert -O raw OLD NEW"));
+    match disk.format {
+        DiskFormat::Raw | DiskFormat::Qcow2 | DiskFormat::Vhd => {}
+        DiskFormat::Vmdk if !disk.writable => {}
+        DiskFormat::Vmdk => {
+            return Some((
+                "vmdk images can only be read".into(),
+                "use access r, or convert it: qemu-img convert -O qcow2 OLD NEW",
+            ));
+        }
+        DiskFormat::Empty => {
+            return Some((
+                "disks without a medium are not supported yet".into(),
+                "name an image",
+            ));
+        }
+        DiskFormat::Qcow | DiskFormat::Qed => {
+            let what = format!("disk format {} is not supported", disk.format.name());
+            return Some((what, "convert it: qemu-img convert -O qcow2 OLD NEW"));
+        }
     }
     if disk.cdrom {
         return Some((

@@ -32,7 +32,10 @@ pub fn disk(dom: DomId, disk: &DiskConfig, physical: Option<&PhysicalDevice>) ->
     };
     let pairs = vec![
         ("frontend", front.clone()),
-        ("params", disk.target.display().to_string()),
+        (
+            "params",
+            format!("{}{}", disk.format.prefix(), disk.target.display()),
+        ),
         ("script", script),
         ("frontend-id", dom.to_string()),
         ("online", "1".into()),
