@@ -182,7 +182,7 @@ pub fn entries() -> Vec<Entry> {
         .stock(&["xenstored"]),
         Entry::new(
             "store-changeover",
-            "C xenstored becomes ours, ours another of ours, and that C xenstored again, under guests that live on",
+            "C xenstored becomes ours, and ours another of ours, under guests that live on",
             changeover::all,
         )
         .stock(ALL_STOCK)

@@ -1,4 +1,4 @@
-//! A host changes over from C xenstored to ours and back, without a reboot and without its guests noticing.
+//! A host changes over from C xenstored to ours, without a reboot and without its guests noticing.
 
 use std::path::{Path, PathBuf};
 
@@ -14,9 +14,8 @@ const PID_FILE: &str = "/run/xenstored.pid";
 const OURS: &str = "/lab/bin/xenstored";
 const ROOT: &str = "/xlrs-changeover";
 
-/// There, to ours again, and back; guests with disks before, through and after each.
+/// There, and to ours again; guests with disks before, through and after each.
 pub fn all(host: &Host) -> Outcome {
-    let theirs = theirs()?;
     let image = host.zero_file("disk.img", 16)?;
     leaves_nothing(host, || {
         let witness = Driver::create(host, "witness", |config| config.disk(&image))?;
@@ -24,10 +23,7 @@ pub fn all(host: &Host) -> Outcome {
         let old = host.store()?;
         let bell = format!("{ROOT}/bell");
         old.watch(&bell, "bell").or_fail("watch")?;
-        for (round, program) in [Path::new(OURS), Path::new(OURS), &theirs]
-            .into_iter()
-            .enumerate()
-        {
+        for (round, program) in [OURS, OURS].map(Path::new).into_iter().enumerate() {
             let kept = format!("{ROOT}/kept");
             let value = round.to_string();
             old.write(None, &kept, value.as_bytes()).or_fail("write")?;
@@ -57,8 +53,8 @@ pub fn all(host: &Host) -> Outcome {
     })
 }
 
-/// The stock daemon's program.
-fn theirs() -> Outcome<PathBuf> {
+/// The program that the daemon is now.
+fn running() -> Outcome<PathBuf> {
     let pid = std::fs::read_to_string(PID_FILE).or_broken(format!("read {PID_FILE}"))?;
     let exe = format!("/proc/{}/exe", pid.trim());
     std::fs::read_link(&exe).or_broken(format!("read {exe}"))
@@ -71,7 +67,7 @@ fn update(host: &Host, program: &Path) -> Outcome {
     host.step(format!("live update of {} to {name}", pid.trim()));
     let said = host.run(&["xenstore-control", "live-update", &name])?;
     said.succeeded()?;
-    let now = theirs()?;
+    let now = running()?;
     demand!(
         now == program,
         "process {} runs {}",
