@@ -105,8 +105,13 @@ fn processes() -> Outcome<Vec<String>> {
         let command = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         if pid != own && !command.is_empty() {
             let text = String::from_utf8_lossy(&command).replace('\0', " ");
-            // A live update is told by the last argument of what the process has become.
+            // A live update is told by the last argument of what the process has become, and may make it the store
+            // daemon of somebody else.
             let text = text.trim_end().trim_end_matches(" -U");
+            let text = text.rsplit_once("/xenstored ").map_or_else(
+                || text.to_owned(),
+                |(_, arguments)| format!("xenstored {arguments}"),
+            );
             lines.push(format!("process {text}"));
         }
     }
