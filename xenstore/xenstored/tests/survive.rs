@@ -350,6 +350,10 @@ fn setting(name: &str, default: usize) -> usize {
 }
 
 #[test]
+#[cfg_attr(
+    not(debug_assertions),
+    ignore = "the daemon kills itself at a step only in a build with debug assertions"
+)]
 fn killed_at_each_step() {
     let every = setting("SURVIVE_EVERY", 40);
     let mut steps = 1;
@@ -368,6 +372,10 @@ fn killed_at_each_step() {
 }
 
 #[test]
+#[cfg_attr(
+    not(debug_assertions),
+    ignore = "the daemon kills itself at a step only in a build with debug assertions"
+)]
 fn killed_while_it_recovers() {
     // Lives one after the other: in the middle of work, then at each step of going on.
     for step in (1..100).step_by(setting("SURVIVE_EVERY", 40).div_ceil(4)) {
