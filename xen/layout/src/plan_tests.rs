@@ -230,11 +230,7 @@ fn start_info_is_laid_out_as_xen_h_says() {
 
 /// Gives the guest what the refusal asks for until there is a plan. More than once, because a bigger guest has a longer
 /// p2m list, which may push the first mapping over its next multiple of 4 MiB; and each time by more than before.
-fn grow_until_planned(
-    image: &PvImage<'_>,
-    initrd: Option<u64>,
-    mut pages: u64,
-) -> (BootPlan, u64) {
+fn grow_until_planned(image: &PvImage<'_>, initrd: Option<u64>, mut pages: u64) -> (BootPlan, u64) {
     for _ in 0..4 {
         match BootPlan::new(image, initrd, pages) {
             Ok(plan) => return (plan, pages),

@@ -34,8 +34,31 @@ pub struct TestArgs {
     /// Tell what is done, with times.
     #[arg(long, short)]
     verbose: bool,
+    /// Seed of the property tests, or `random`. The same for every run by default, so that a run judges the change and
+    /// not the day's luck.
+    #[arg(long, default_value = "1")]
+    seed: Seed,
     /// Only tests and scenarios whose name contains this.
     filter: Option<String>,
+}
+
+/// Where the property tests' random numbers come from.
+#[derive(Clone, Copy)]
+enum Seed {
+    Fixed(u64),
+    Random,
+}
+
+impl std::str::FromStr for Seed {
+    type Err = &'static str;
+
+    fn from_str(word: &str) -> std::result::Result<Seed, Self::Err> {
+        match word.parse() {
+            Ok(seed) => Ok(Seed::Fixed(seed)),
+            Err(_) if word == "random" => Ok(Seed::Random),
+            Err(_) => Err("neither a number nor the word random"),
+        }
+    }
 }
 
 impl TestArgs {

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
 
-use super::TestArgs;
 use super::report::{Place, Report, Verdict};
+use super::{Seed, TestArgs};
 use crate::builds;
 use crate::error::{Context, Result};
 use crate::packages;
@@ -164,6 +164,10 @@ fn follow_cargo_test(args: &TestArgs, workspace: &Path) -> Result<Seen> {
     let headers = packages::headers(&paths::lab_dir()?)?;
     let mut command = builds::cargo_command(workspace, None);
     command.env("XLRS_XEN_HEADERS", headers);
+    match args.seed {
+        Seed::Fixed(seed) => command.env("PROPTEST_RNG_SEED", seed.to_string()),
+        Seed::Random => command.env_remove("PROPTEST_RNG_SEED"),
+    };
     command.args(["test", "--workspace", "--no-fail-fast", "--"]);
     if let Some(filter) = &args.filter {
         command.arg(filter);
