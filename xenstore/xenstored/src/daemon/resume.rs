@@ -92,7 +92,7 @@ impl<W: StoreWorld> Daemon<W> {
         self.time_before = core.now();
         self.core = core;
         self.io.set_last_id(last_id);
-        let count = conns.len();
+        let (count, mut old) = (conns.len(), 0);
         let mut meddled = Vec::new();
         for (id, conn) in conns {
             let what = conn.what;
@@ -116,6 +116,7 @@ impl<W: StoreWorld> Daemon<W> {
                 }
             };
             self.io.add_as(id, transport);
+            old += 1;
             if let Some(added) = self.io.conns.get_mut(&id) {
                 added.input = conn.input;
                 added.output = conn.output;
@@ -157,7 +158,7 @@ impl<W: StoreWorld> Daemon<W> {
                 self.io.world.notify(port);
             }
         }
-        let old = self.connections();
+        let before = self.connections();
         for (id, fd) in sockets {
             if id.0 <= last_id {
                 // It was ended, but whoever keeps it was not told any more.
@@ -169,7 +170,7 @@ impl<W: StoreWorld> Daemon<W> {
                 self.attach(Transport::Socket(fd));
             }
         }
-        let new = self.connections() - old;
+        let new = self.connections() - before;
         log(&format!(
             "goes on with {old} connections of {count} and {new} new ones"
         ));
