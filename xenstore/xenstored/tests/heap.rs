@@ -5,6 +5,7 @@ use std::cell::Cell;
 
 use xen_sys::{DomId, Errno, Port};
 use xenstored::core::limits::Limits;
+use xenstored::core::old_trees;
 use xenstored::core::{Buffered, ConnId, Core, DomainReport, DomainState, Event, Host, Identity};
 use xs_wire::{Header, Op, Permission, Request};
 
@@ -250,4 +251,54 @@ fn all_comes_back() {
     }
     let (least, most) = (held.iter().min().unwrap(), held.iter().max().unwrap());
     assert!(most - least < 4096, "{held:?}");
+}
+
+/// A guest whose ten transactions were all opened at other times, while dom0 writes all of a store again and again.
+fn rewrite(nodes: usize, value: usize, rounds: usize) -> i64 {
+    let write_all = |store: &mut Store, with: u8, each: &mut dyn FnMut(&mut Store, usize)| {
+        for n in 0..nodes {
+            let path = format!("/dirs/{}/node-{n}", n / 100);
+            let value = vec![with; value];
+            store.ask(DOM0, 0, Request::Write(path.as_bytes(), &value));
+            each(store, n);
+        }
+    };
+    let mut store = Store::new();
+    write_all(&mut store, b'0', &mut |_, _| ());
+    let before = HELD.get();
+    let mut most = 0;
+    for round in 0..rounds {
+        write_all(&mut store, b'1' + (round % 3) as u8, &mut |store, n| {
+            if n % (nodes / 4) == 0 && store.core.open_transactions() < 10 {
+                store.ask(CONN, 0, Request::TransactionStart);
+            }
+            most = most.max(HELD.get() - before);
+        });
+    }
+    assert_eq!(store.core.open_transactions(), 10);
+    // What was never looked at can be committed.
+    for tx in 1..=10 {
+        let path = format!("data/{tx}");
+        store.ask(CONN, tx, Request::Write(path.as_bytes(), b"late"));
+        store.ask(CONN, tx, Request::TransactionEnd(true));
+    }
+    let left = HELD.get() - before;
+    assert!(left < 64 << 10, "{left} bytes are left");
+    most
+}
+
+#[test]
+fn old_trees_of_guests_are_bounded() {
+    const MOST: i64 = old_trees::GUESTS as i64;
+    for (nodes, value, rounds) in [(100_000, 16, 4), (20_000, 2000, 4)] {
+        let kept = rewrite(nodes, value, rounds);
+        println!("{nodes} nodes of {value} bytes: at most {kept} bytes are kept");
+        // Without a bound it were the whole tree three times.
+        let tree = nodes * (90 + value);
+        assert!(kept < MOST && kept < tree as i64, "{kept}");
+        assert!(
+            kept > 500_000,
+            "a transaction sees the tree of its start: {kept}"
+        );
+    }
 }

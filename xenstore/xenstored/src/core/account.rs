@@ -5,7 +5,7 @@
 //! there (`CONTROL check`), and is 0 when nothing is held.
 
 use super::path;
-use super::tree::{Node, Tree};
+use super::tree::{Node, PART_MAX, Tree};
 
 /// Beside a node's name and value.
 const NODE: usize = 240;
@@ -13,6 +13,8 @@ const NODE: usize = 240;
 const ENTRY: usize = 16;
 /// For each child in a directory that a transaction has copied.
 const CHILD: usize = 24;
+/// For each child in the list of the parts of a directory: 16 bytes for two parts, which have 17 children at least.
+const PART: usize = 2;
 /// Beside a watch's path and token.
 const WATCH: usize = 448;
 /// A transaction with nothing in it.
@@ -36,6 +38,11 @@ pub fn node(name: usize, value: usize, entries: usize) -> usize {
 /// A node.
 pub fn of_node(of: &Node) -> usize {
     node(of.name().len(), of.value().len(), of.acl().entries())
+}
+
+/// A copy of a node that has so many children: of a long list of them only a part is copied, and the list of parts.
+pub fn copy(name: usize, value: usize, children: usize) -> usize {
+    node(name, value, 0) + CHILD * children.min(PART_MAX) + PART * children
 }
 
 /// A watch. Its path is kept for its client and for finding it.

@@ -231,6 +231,7 @@ impl Core {
         if !told.is_empty() {
             self.released(host, &told);
         }
+        self.renew_transactions();
         self.give_turns(host);
     }
 

@@ -12,6 +12,7 @@ mod domains;
 mod hash;
 pub mod held;
 pub mod limits;
+pub mod old_trees;
 pub mod ops;
 pub mod path;
 mod requests;
@@ -39,6 +40,7 @@ use control::TraceCommand;
 use domains::{Domain, SpecialAcls};
 use hash::Seeded;
 use limits::Limits;
+use old_trees::OldTrees;
 use ops::{Change, Ops, Owned};
 use path::{INTRODUCE_DOMAIN, Special};
 use stats::Counters;
@@ -204,6 +206,7 @@ pub struct Core {
     release_acl: Acl,
     /// The permissions of domains whose death is not told yet.
     departed: HashMap<DomId, SpecialAcls>,
+    old_trees: OldTrees,
     last_life: u32,
     last_transaction: u32,
     /// The most that any guest has held.
@@ -246,6 +249,7 @@ impl Core {
             introduce_acl: acl.clone(),
             release_acl: acl,
             departed: HashMap::new(),
+            old_trees: OldTrees::default(),
             last_life: 0,
             last_transaction: 0,
             most: held::Usage::default(),

@@ -135,7 +135,9 @@ impl Ops<'_> {
             reads.note_removal();
         }
         let (owned, changes) = (&mut *self.owned, &mut *self.changes);
+        let mut replaced = 0;
         walk(path, &node, &mut |at, node, parent| {
+            replaced += node.copied();
             owned.add(node.acl().owner(), -1, -(account::of_node(node) as i64));
             let parent = parent.map(|parent| parent.acl().clone()).or(above.clone());
             changes.push(Change {
@@ -145,6 +147,8 @@ impl Ops<'_> {
             });
             true
         });
+        self.tree
+            .set_replaced(self.tree.replaced().saturating_add(replaced));
         Ok(())
     }
 

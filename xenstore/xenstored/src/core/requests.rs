@@ -85,6 +85,7 @@ impl Core {
             }
             self.note_usage(host, &actor);
         }
+        self.renew_transactions();
         self.give_turns(host);
     }
 

@@ -6,6 +6,8 @@
 //! compared between the tree at its start and the tree now; if all are equal, its changes are made again on the
 //! tree now, so that disjoint changes merge. As what it saw is what it would see now, the outcome is that of
 //! running it now as a whole: serialisable, in the order of the commits.
+//!
+//! A transaction that has become old goes on from a newer tree ([`renew`](Transaction::renew)).
 
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -20,6 +22,8 @@ use super::ops::{Change, Ops, Owned};
 use super::state::TransactionState;
 use super::tree::Tree;
 use super::{account, path};
+
+mod renew;
 
 /// Seen: whether the node exists.
 pub const READ_EXISTS: u8 = 1;
@@ -38,7 +42,9 @@ pub struct ReadSet {
     changed: bool,
     removed: bool,
     seen: Seen,
-    /// What `seen` is counted as.
+    /// A node that is not as it was seen, if that has been found out: nothing more is noted then.
+    void: Option<Rc<str>>,
+    /// What `seen` and `void` are counted as.
     bytes: usize,
 }
 
@@ -109,6 +115,9 @@ impl ReadSet {
     /// Notes that parts of a node were seen, which is there in the transaction's copy or not. Whether it exists
     /// is seen with every part.
     pub fn note(&mut self, path: &str, seen: u8, exists: bool) {
+        if self.void.is_some() {
+            return;
+        }
         let is_new = exists && self.changed && self.then.get(path).is_none();
         if is_new && seen == READ_EXISTS {
             // The transaction has made it, and will whatever others do.
@@ -129,7 +138,7 @@ impl ReadSet {
     /// How many nodes and bytes more are kept once this is noted; a node that counts twice is taken as two.
     pub fn growth(&self, (path, seen, exists): (&str, u8, bool)) -> (usize, usize) {
         let is_new = exists && self.then.get(path).is_none();
-        if is_new && seen == READ_EXISTS {
+        if self.void.is_some() || is_new && seen == READ_EXISTS {
             return (0, 0);
         }
         let (mut nodes, mut bytes) = (0, 0);
@@ -257,8 +266,12 @@ pub struct Transaction {
     reads: ReadSet,
     updates: Vec<Update>,
     /// So many updates at the end are not made in `tree` yet: they write values of nodes that are there, and
-    /// were allowed.
+    /// were allowed; or all of them, if `stale`.
     pending: usize,
+    /// It has gone on from a newer tree, in which its updates are not made yet.
+    stale: bool,
+    /// How often it has gone on from a newer tree.
+    renewals: u32,
     /// How many more bytes of nodes the actor will have by these.
     pending_growth: i64,
     changes: Vec<Change>,
@@ -280,10 +293,13 @@ impl Transaction {
                 changed: false,
                 removed: false,
                 seen: Seen::Few(Vec::new()),
+                void: None,
                 bytes: 0,
             },
             updates: Vec::new(),
             pending: 0,
+            stale: false,
+            renewals: 0,
             pending_growth: 0,
             changes: Vec::new(),
             bytes: 0,
@@ -306,6 +322,9 @@ impl Transaction {
             id,
             actor: self.actor,
             removed: self.reads.removed,
+            void: self.reads.void.clone(),
+            stale: self.stale,
+            renewals: self.renewals,
             seen,
             updates: self.updates.clone(),
         }
@@ -318,11 +337,17 @@ impl Transaction {
         for (path, parts) in state.seen {
             transaction.reads.insert(&path, parts);
         }
+        if let Some(node) = state.void {
+            transaction.reads.make_void(node);
+        }
         transaction.pending = state.updates.len();
         transaction.updates = state.updates;
-        // They worked on the same tree before, when quotas were looked at; one from a foreign state that does not is
-        // kept, and makes the commit fail.
-        transaction.settle();
+        (transaction.stale, transaction.renewals) = (state.stale, state.renewals);
+        if !transaction.stale {
+            // They worked on the same tree before, when quotas were looked at; one from a foreign state that does not is
+            // kept, and makes the commit fail.
+            transaction.settle();
+        }
         (transaction.bytes, transaction.copied) = transaction.count_bytes();
         transaction
     }
@@ -353,18 +378,33 @@ impl Transaction {
 
     /// Whether all is counted that is there.
     pub fn is_counted(&self) -> bool {
-        let seen = self.reads.seen.iter().map(|(path, _)| account::seen(path));
+        let seen = self.reads.seen.iter().map(|(path, _)| path);
+        let seen = seen.chain(self.reads.void.as_deref()).map(account::seen);
         seen.sum::<usize>() == self.reads.bytes && self.count_bytes() == (self.bytes, self.copied)
     }
 
     /// What updates and changes come to, and the copies that they make.
     fn count_bytes(&self) -> (usize, usize) {
         let updates = self.updates.iter().map(Update::bytes);
-        let copied = (0..self.updates.len()).map(|n| self.copies(n, self.updates[n].path()));
         (
             updates.sum::<usize>() + told_bytes(&self.changes),
-            copied.sum(),
+            self.count_copied(),
         )
+    }
+
+    /// What all updates have copied: what [`copies`](Self::copies) tells of each, in one go.
+    fn count_copied(&self) -> usize {
+        if self.actor.is_privileged() || self.stale {
+            return 0;
+        }
+        let mut ways = HashSet::new();
+        let mut bytes = 0;
+        for update in &self.updates {
+            let new = path::with_ancestors(update.path()).filter(|above| ways.insert(*above));
+            let known = 1 + path::names(update.path()).count() - new.count();
+            bytes += account::way(&self.reads.then, update.path(), known);
+        }
+        bytes
     }
 
     /// What the next update, at `path`, copies of the tree of its start, if `before` were made before it: what is on the way
@@ -385,7 +425,9 @@ impl Transaction {
             return;
         }
         (self.pending, self.pending_growth) = (0, 0);
+        let was_stale = std::mem::take(&mut self.stale);
         self.reads.changed = true;
+        let mut failed = None;
         let limits = Limits::none();
         let mut ops = Ops {
             tree: &mut self.tree,
@@ -398,8 +440,18 @@ impl Transaction {
             reads: None,
         };
         for update in &self.updates[first..] {
-            // It was tried before.
-            let _ = update.apply(&mut ops);
+            // It was tried before, but if it is stale on another tree.
+            if update.apply(&mut ops).is_err() {
+                failed.get_or_insert(update.path());
+            }
+        }
+        if let Some(node) = failed
+            && self.reads.void.is_none()
+        {
+            self.reads.make_void(node.into());
+        }
+        if was_stale {
+            (self.bytes, self.copied) = self.count_bytes();
         }
     }
 
@@ -412,7 +464,7 @@ impl Transaction {
         live: &'a Owned,
         beside: usize,
     ) -> Ops<'a> {
-        if self.is_pending(path) {
+        if self.stale || self.is_pending(path) {
             self.settle();
         }
         self.ops(limits, live, beside)
@@ -450,6 +502,9 @@ impl Transaction {
         if !self.actor.is_privileged() && !within(self.updates.len() + 1, limits.transaction_nodes)
         {
             return Err(Errno::ENOSPC);
+        }
+        if self.stale {
+            self.settle();
         }
         let copied = self.copies(self.updates.len(), update.path());
         let beside = beside + update.bytes() + copied;
@@ -491,12 +546,16 @@ impl Transaction {
         limits: &Limits,
         beside: usize,
     ) -> Result<Vec<Change>, Conflict> {
+        if let Some(node) = self.reads.void {
+            return Err(Conflict(node));
+        }
         if self.updates.is_empty() {
             // It saw one state of the tree and changed nothing: right as of its start.
             return Ok(Vec::new());
         }
         let unchanged = tree.generation() == self.reads.then.generation();
-        if unchanged && self.pending < self.updates.len() {
+        // Quotas were looked at on the tree of its start; on a newer one they are looked at again.
+        if unchanged && self.renewals == 0 && self.pending < self.updates.len() {
             self.settle();
             *tree = self.tree;
             owned.add_all(&self.owned);

@@ -11,6 +11,7 @@ use super::acl::Acl;
 use super::path;
 
 pub use build::Builder;
+pub use children::PART_MAX;
 pub use node::Node;
 
 /// A whole tree. Cloning it is O(1); a change to one clone does not show in the others.
@@ -20,6 +21,8 @@ pub struct Tree {
     /// Counts changes of any kind in this tree and its ancestors; equal numbers along one history say
     /// that nothing has changed.
     generation: u64,
+    /// Counts what changes have replaced, as [`Node::copied`] does.
+    replaced: u64,
 }
 
 impl Tree {
@@ -28,6 +31,7 @@ impl Tree {
         Tree {
             root: Rc::new(Node::new("", b"", acl)),
             generation: 1,
+            replaced: 0,
         }
     }
 
@@ -39,6 +43,17 @@ impl Tree {
     /// Goes on counting changes from another number.
     pub fn set_generation(&mut self, generation: u64) {
         self.generation = generation;
+    }
+
+    /// Grows by what each change has replaced, in bytes: as much at least as a copy that was taken before keeps alone because of
+    /// it.
+    pub fn replaced(&self) -> u64 {
+        self.replaced
+    }
+
+    /// Goes on counting from another number.
+    pub fn set_replaced(&mut self, bytes: u64) {
+        self.replaced = bytes;
     }
 
     /// Changes what [`Node::children_generation`] tells of an existing node.
@@ -134,7 +149,8 @@ impl Tree {
         }
     }
 
-    /// Takes a node out with all below it. The root stays.
+    /// Takes a node out with all below it. The root stays. Who looks at what was below it is to
+    /// [count](Self::set_replaced) that.
     pub fn remove(&mut self, path: &str) -> Option<Rc<Node>> {
         self.get(path)?;
         let (parent, name) = path::split(path)?;
@@ -162,8 +178,10 @@ impl Tree {
     /// The node for changing; whatever on the way is shared with another tree is copied.
     fn get_mut(&mut self, path: &str) -> Option<&mut Node> {
         let mut node = Rc::make_mut(&mut self.root);
+        self.replaced = self.replaced.saturating_add(node.copied());
         for name in path::names(path) {
             node = Rc::make_mut(node.child_mut(name)?);
+            self.replaced = self.replaced.saturating_add(node.copied());
         }
         Some(node)
     }

@@ -27,7 +27,7 @@ use crate::core::tree::{Builder, Node, Tree};
 use crate::core::{ConnId, Identity};
 
 /// Which form of bytes this is; another is not read.
-const FORM: u64 = 1;
+const FORM: u64 = 2;
 
 /// Why bytes are no state: how many came before the trouble, and what it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,6 +169,7 @@ impl Encoder {
 
     fn tree(&mut self, tree: &Tree) {
         self.num(tree.generation());
+        self.num(tree.replaced());
         let mut stack = vec![tree.root()];
         while let Some(node) = stack.pop() {
             self.node(node);
@@ -214,6 +215,7 @@ impl Encoder {
 
     fn version(&mut self, version: &Version) {
         self.num(version.generation);
+        self.num(version.replaced);
         self.list(&version.undo, |to, delta| {
             to.string(delta.path.as_bytes());
             to.option(&delta.node, |to, node| {
@@ -230,6 +232,9 @@ impl Encoder {
         self.num(transaction.id.into());
         self.actor(&transaction.actor);
         self.flag(transaction.removed);
+        self.option(&transaction.void, |to, node| to.string(node.as_bytes()));
+        self.flag(transaction.stale);
+        self.num(transaction.renewals.into());
         self.list(&transaction.seen, |to, (path, parts)| {
             to.string(path.as_bytes());
             to.bytes.push(*parts);
@@ -397,7 +402,7 @@ impl<'a> Decoder<'a> {
     }
 
     fn tree(&mut self) -> Result<Tree> {
-        let generation = self.num()?;
+        let (generation, replaced) = (self.num()?, self.num()?);
         let mut builder = Builder::default();
         // Of each open node: children to come, its generation, the length of its path.
         let mut open: Vec<(u64, u64, usize)> = Vec::new();
@@ -426,7 +431,8 @@ impl<'a> Decoder<'a> {
                 }
             }
             if open.is_empty() {
-                return builder.finish(generation).ok_or(self.broken("no tree"));
+                let tree = builder.finish(generation, replaced);
+                return tree.ok_or(self.broken("no tree"));
             }
         }
     }
@@ -473,6 +479,7 @@ impl<'a> Decoder<'a> {
     fn version(&mut self) -> Result<Version> {
         Ok(Version {
             generation: self.num()?,
+            replaced: self.num()?,
             undo: self.list(|from| {
                 Ok(Delta {
                     path: from.path()?.into(),
@@ -495,6 +502,9 @@ impl<'a> Decoder<'a> {
             id: self.small()?,
             actor: self.actor()?,
             removed: self.flag()?,
+            void: self.option(|from| from.path().map(Into::into))?,
+            stale: self.flag()?,
+            renewals: self.small()?,
             seen: self.list(|from| Ok((from.path()?.into(), from.byte()?)))?,
             updates: self.list(Decoder::update)?,
         })

@@ -118,7 +118,8 @@ fn state(node: &Node) -> NodeState {
 
 impl PartialEq for Tree {
     fn eq(&self, other: &Tree) -> bool {
-        self.generation() == other.generation() && between(self, other).is_empty()
+        (self.generation(), self.replaced()) == (other.generation(), other.replaced())
+            && between(self, other).is_empty()
     }
 }
 

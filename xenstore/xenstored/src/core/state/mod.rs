@@ -22,6 +22,7 @@ pub use super::domains::SpecialAcls;
 use super::domains::Domain;
 use super::held::Usage;
 use super::limits::{Limits, Quota};
+use super::old_trees::OldTrees;
 use super::ops::Owned;
 use super::settings::Quotas;
 use super::stats::Counters;
@@ -113,6 +114,8 @@ pub struct WatchState {
 pub struct Version {
     /// Its generation.
     pub generation: u64,
+    /// What was replaced until then ([`Tree::replaced`]).
+    pub replaced: u64,
     /// What to change in the version before it in the list, or in the live tree for the first, to have it.
     pub undo: Vec<Delta>,
     /// The transactions that began with it.
@@ -130,6 +133,12 @@ pub struct TransactionState {
     pub actor: Actor,
     /// Whether it has removed something.
     pub removed: bool,
+    /// The node that is not as it was seen, so that it cannot be committed any more.
+    pub void: Option<Rc<str>>,
+    /// Whether it has gone on from a newer tree and not looked at it since.
+    pub stale: bool,
+    /// How often it has gone on from a newer tree.
+    pub renewals: u32,
     /// The paths that it has seen, in order, and which parts of them (`READ_*`).
     pub seen: Vec<(Box<str>, u8)>,
     /// What it has changed, in that order.
@@ -204,6 +213,7 @@ impl Core {
         for version in state.versions {
             diff::apply(&mut older, &version.undo);
             older.set_generation(version.generation);
+            older.set_replaced(version.replaced);
             for transaction in version.transactions {
                 if let Some(client) = conns.get_mut(&transaction.conn) {
                     let id = transaction.id;
@@ -246,6 +256,7 @@ impl Core {
             introduce_acl: state.introduce_acl,
             release_acl: state.release_acl,
             departed: HashMap::new(),
+            old_trees: OldTrees::default(),
             last_life: state.last_life,
             last_transaction: state.last_transaction,
             most: Usage::default(),
@@ -276,6 +287,7 @@ impl Core {
             transactions.sort_by_key(|transaction| (transaction.conn, transaction.id));
             versions.push(Version {
                 generation,
+                replaced: tree.replaced(),
                 undo: diff::between(newer, tree),
                 transactions,
             });

@@ -6,6 +6,7 @@ mod domains;
 mod histories;
 mod hostile;
 mod model;
+mod old_trees;
 mod permissions;
 mod protocol;
 mod settings;

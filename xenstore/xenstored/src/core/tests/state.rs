@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use xs_wire::Request;
 
 use super::super::state::State;
+use super::old_trees::bounds_of_age;
 use super::*;
 
 const CLIENTS: usize = 4;
@@ -192,10 +193,12 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 512, ..ProptestConfig::default() })]
     #[test]
     fn goes_on_as_before(
+        old in proptest::sample::select(bounds_of_age()),
         before in proptest::collection::vec(step(), 0..80),
         after in proptest::collection::vec(step(), 0..60),
     ) {
         let (mut s, conns) = store();
+        s.core.old_trees = old;
         for step in &before {
             run(&mut s, &conns, step);
         }
@@ -204,6 +207,7 @@ proptest! {
         let read = State::decode(&bytes).unwrap();
         prop_assert_eq!(&read, &state);
         let mut new = Store { core: Core::import(read), world: s.world.clone() };
+        new.core.old_trees = old;
         prop_assert_eq!(new.core.export(), state.clone());
         for step in &after {
             let answers = run(&mut s, &conns, step);

@@ -28,9 +28,14 @@ impl Builder {
         parent.push(node).then_some(())
     }
 
-    /// The tree, which counts its changes from `generation` on; `None` if its root is not closed.
-    pub fn finish(self, generation: u64) -> Option<Tree> {
+    /// The tree, which counts its changes from `generation` on and what they replace from `replaced` on; `None` if its root is
+    /// not closed.
+    pub fn finish(self, generation: u64, replaced: u64) -> Option<Tree> {
         let root = Rc::new(self.done.filter(|_| self.open.is_empty())?);
-        Some(Tree { root, generation })
+        Some(Tree {
+            root,
+            generation,
+            replaced,
+        })
     }
 }

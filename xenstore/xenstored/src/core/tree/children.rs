@@ -6,7 +6,7 @@ use std::rc::Rc;
 use super::node::Node;
 
 /// Most children in a part. Copying one takes time by it, copying the list of parts by its reciprocal.
-const PART_MAX: usize = 32;
+pub const PART_MAX: usize = 32;
 /// Two parts that are together no larger become one.
 const PART_MIN: usize = PART_MAX / 2;
 /// By how much a list grows, in children: most lists are small, and half empty ones would cost more than moving.

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::children::{Children, Iter};
+use crate::core::account;
 use crate::core::acl::Acl;
 
 /// A node: name, value, permissions, children.
@@ -88,6 +89,13 @@ impl Node {
     /// Bytes of all children's names, each with a NUL.
     pub fn names_len(&self) -> usize {
         self.directory().map_or(0, |d| d.names_len as usize)
+    }
+
+    /// No less than what a copy of it takes, in bytes. Only its content counts, not how it lies in memory.
+    pub fn copied(&self) -> u64 {
+        let (name, value) = self.text().parts();
+        let children = self.directory().map_or(0, |d| d.children.len());
+        account::copy(name.len(), value.len(), children) as u64
     }
 
     /// Changes whenever a child is added or removed.
