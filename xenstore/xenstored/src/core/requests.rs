@@ -477,7 +477,12 @@ impl Core {
             return Err(Errno::EINVAL);
         }
         let (path, prefix) = self.watch_path(actor, raw)?;
-        if token.len() > TOKEN_MAX {
+        // A special name tells of single domains (depth 1) or does not; one that names a domain always does.
+        let is_known = |depth| match Special::parse(&path) {
+            Some(special) => depth == 1 && special.dom.is_none(),
+            None => true,
+        };
+        if token.len() > TOKEN_MAX || depth.is_some_and(|depth| !is_known(depth)) {
             return Err(Errno::EINVAL);
         }
         let most = limits_of(&self.domains, &self.limits, &actor).watches;

@@ -5,6 +5,7 @@ mod control;
 mod domains;
 mod histories;
 mod hostile;
+mod known_cases;
 mod model;
 mod old_trees;
 mod permissions;
