@@ -4,6 +4,7 @@
 use std::cell::RefCell;
 
 use blkback::DataMove;
+use pv_drivers::blk::{Options, Protocol};
 use scenarios::fake::{FakeDisk, Machine, MemoryImage};
 use scenarios::{Outcome, Stop, block};
 use xen_fake::{Call, Schedule};
@@ -46,6 +47,65 @@ fn what_is_written_stands_in_the_image() {
             });
             assert_eq!(outcome, Ok(0), "seed {seed}, {data_move:?}");
         }
+    }
+}
+
+/// What a front end may choose, alone and together; and back to the usual.
+#[test]
+fn a_disk_is_used_in_every_way() {
+    let usual = Options::default();
+    let rows = [
+        Options {
+            protocol: Protocol::X86_32,
+            ..usual
+        },
+        Options {
+            protocol: Protocol::X86_32,
+            indirect: 0,
+            ..usual
+        },
+        Options { queues: 8, ..usual },
+        Options {
+            ring_order: 4,
+            indirect: 0,
+            ..usual
+        },
+        Options {
+            indirect: 256,
+            persistent: false,
+            ..usual
+        },
+        Options {
+            protocol: Protocol::X86_32,
+            queues: 3,
+            ring_order: 2,
+            indirect: 100,
+            persistent: false,
+        },
+        // No more than is offered.
+        Options {
+            queues: 100,
+            ring_order: 9,
+            indirect: 1000,
+            ..usual
+        },
+        usual,
+    ];
+    for data_move in [DataMove::Copy, DataMove::Persistent] {
+        let outcome = with_disk(data_move, 5, 0, |disk, image| {
+            for (seed, options) in (6..).zip(rows) {
+                disk.reopen(options)?;
+                let queues = disk.driver().queues();
+                let expected = options.queues.min(8) as usize;
+                assert_eq!(queues, expected, "{options:?}");
+                let pieces = options.indirect.clamp(11, 256);
+                assert_eq!(disk.driver().max_bytes(), usize::from(pieces) * 4096);
+                image.with(|bytes| bytes.fill(0));
+                block::round_trip(disk, image, seed, 1)?;
+            }
+            Ok(())
+        });
+        assert_eq!(outcome, Ok(0), "{data_move:?}");
     }
 }
 

@@ -18,8 +18,10 @@ pub enum Phase {
     Published,
     /// In use.
     Connected,
-    /// The back end has ended it.
+    /// The back end has ended it. When it is there again, it is connected again.
     Closed,
+    /// We have ended it, to connect it again.
+    Reopening,
     /// The back end did what it must not do: this.
     Broken(String),
 }
@@ -27,7 +29,7 @@ pub enum Phase {
 impl Phase {
     /// Whether it may yet become [`Connected`](Self::Connected).
     pub fn is_opening(&self) -> bool {
-        matches!(self, Phase::Waiting | Phase::Published)
+        matches!(self, Phase::Waiting | Phase::Published | Phase::Reopening)
     }
 }
 
@@ -131,6 +133,15 @@ impl<S: Store> Device<S> {
             store.write_display(Some(tx), &format!("{}/state", self.path), &state)?;
             Ok(())
         })
+    }
+
+    /// Takes nodes of ours back.
+    pub fn withdraw(&self, nodes: &[&str]) -> Result<()> {
+        for name in nodes {
+            self.store
+                .rm_if_present(None, &format!("{}/{name}", self.path))?;
+        }
+        Ok(())
     }
 
     /// Publishes our state.

@@ -19,7 +19,7 @@ fn info() -> DiskInfo {
         sector_size: 512,
         read_only: false,
         flush: true,
-        indirect: 0,
+        ..DiskInfo::default()
     }
 }
 
@@ -38,7 +38,11 @@ fn pair() -> Pair {
     let page = world
         .dom0()
         .foreign()
-        .map(guest.id(), &[queue.ring_ref()], AccessMode::ReadWrite)
+        .map(
+            guest.id(),
+            &[queue.ring_refs().next().unwrap()],
+            AccessMode::ReadWrite,
+        )
         .unwrap();
     let back = BackRing::attach(page).unwrap();
     Pair {

@@ -1,12 +1,12 @@
 //! Whole devices: the handshake through a store, use, the back end's end, and what breaks them.
 
-use pv_drivers::blk::{self, BlkError, Disk};
+use pv_drivers::blk::{self, BlkError, Disk, Options, Protocol};
 use pv_drivers::net::{self, Interface};
 use pv_drivers::store::{StoreClient, Wire};
 use pv_drivers::{control, xenbus};
 use xen_backend::testing::MemoryStore;
 use xen_fake::{Call, Domain, Events, Grants, World};
-use xen_hal::{AccessMode, Error, EventChannels, ForeignGrants, Store, XenbusState};
+use xen_hal::{AccessMode, Error, EventChannels, ForeignGrants, Store, StoreExt, XenbusState};
 use xen_ring::{BackRing, ByteRing, STORE, SharedMemory};
 use xen_sys::io::blkif::{Request, Response};
 use xen_sys::{DomId, Errno, GrantRef, Plain, Port};
@@ -146,6 +146,99 @@ fn a_disk_connects_works_and_closes() {
         disk.take(ticket, &mut []),
         Some(Err(BlkError::NotConnected))
     );
+    setup.end();
+}
+
+/// The toolstack takes a disk away and gives it back; the back end's size changes; the owner's word ends it.
+#[test]
+fn a_disk_that_is_there_again_is_connected_again() {
+    let setup = Setup::new();
+    setup.store.fill(BACK, &[("state", "2")]);
+    let mut disk = setup.disk();
+    setup.connect(&[]);
+    disk.backend_changed().unwrap();
+    let state = |disk: &mut Disk<_, _, _>, state: &str| {
+        setup.store.fill(BACK, &[("state", state)]);
+        disk.backend_changed().unwrap();
+        disk.phase().clone()
+    };
+    setup.store.fill(BACK, &[("sectors", "2000")]);
+    assert_eq!(state(&mut disk, "4"), blk::Phase::Connected);
+    assert_eq!(disk.info().sectors_512, 2000);
+    assert!(disk.read(1999, 512).is_ok());
+    for _ in 0..3 {
+        assert_eq!(state(&mut disk, "5"), blk::Phase::Closed);
+        assert_eq!(setup.store.text(&format!("{FRONT}/state")), "6");
+        assert_eq!(state(&mut disk, "6"), blk::Phase::Closed);
+        assert_eq!(state(&mut disk, "1"), blk::Phase::Closed);
+        assert_eq!(state(&mut disk, "2"), blk::Phase::Published);
+        assert_eq!(state(&mut disk, "4"), blk::Phase::Connected);
+        assert!(disk.read(0, 512).is_ok());
+    }
+    disk.close().unwrap();
+    assert_eq!(state(&mut disk, "6"), blk::Phase::Closed);
+    assert_eq!(
+        state(&mut disk, "2"),
+        blk::Phase::Closed,
+        "it was closed for good"
+    );
+    setup.end();
+}
+
+/// A back end that is still connected is not taken for one that waits.
+#[test]
+fn a_disk_is_opened_again_in_another_way() {
+    let setup = Setup::new();
+    let offered = [
+        ("multi-queue-max-queues", "4"),
+        ("max-ring-page-order", "1"),
+        ("state", "2"),
+    ];
+    setup.store.fill(BACK, &offered);
+    let mut disk = setup.disk();
+    setup.connect(&[]);
+    disk.backend_changed().unwrap();
+    let many = Options {
+        protocol: Protocol::X86_32,
+        queues: 3,
+        ring_order: 1,
+        persistent: false,
+        ..Options::default()
+    };
+    let front = |node: &str| setup.store.read_optional(None, &format!("{FRONT}/{node}"));
+    for (options, queues) in [(many, 3), (Options::default(), 1)] {
+        disk.reopen(options).unwrap();
+        assert_eq!(disk.phase(), &blk::Phase::Reopening);
+        assert_eq!(setup.store.text(&format!("{FRONT}/state")), "6");
+        setup.store.fill(BACK, &[("state", "6")]);
+        disk.backend_changed().unwrap();
+        assert_eq!(setup.store.text(&format!("{FRONT}/state")), "1");
+        setup.store.fill(BACK, &[("state", "2")]);
+        disk.backend_changed().unwrap();
+        assert_eq!(setup.store.text(&format!("{FRONT}/state")), "3");
+        let protocol = setup.store.text(&format!("{FRONT}/protocol"));
+        assert_eq!(protocol, options.protocol.name());
+        let several = queues > 1;
+        for node in ["multi-queue-num-queues", "ring-page-order"] {
+            assert_eq!(front(node).unwrap().is_some(), several, "{node}");
+        }
+        if several {
+            for node in [
+                "queue-0/ring-ref0",
+                "queue-2/ring-ref1",
+                "queue-2/event-channel",
+            ] {
+                assert!(front(node).unwrap().is_some(), "{node}");
+            }
+        }
+        setup.connect(&[]);
+        disk.backend_changed().unwrap();
+        assert_eq!(
+            (disk.phase(), disk.queues()),
+            (&blk::Phase::Connected, queues)
+        );
+    }
+    disk.close().unwrap();
     setup.end();
 }
 
@@ -321,6 +414,17 @@ fn an_interface_connects_and_closes() {
     vif.backend_changed().unwrap();
     assert_eq!(vif.phase(), &net::Phase::Closed);
     assert!(!vif.send(&[0; 60]));
+    // It is there again.
+    setup.store.fill(VIF_BACK, &[("state", "2")]);
+    vif.backend_changed().unwrap();
+    assert_eq!(vif.phase(), &net::Phase::Published);
+    setup.store.fill(VIF_BACK, &[("state", "4")]);
+    vif.backend_changed().unwrap();
+    assert!(vif.send(&[0; 60]));
+    vif.close().unwrap();
+    setup.store.fill(VIF_BACK, &[("state", "2")]);
+    vif.backend_changed().unwrap();
+    assert_eq!(vif.phase(), &net::Phase::Closed, "it was closed for good");
     setup.end();
 }
 

@@ -81,6 +81,20 @@ impl<'a> FakeDisk<'a> {
         }
     }
 
+    /// Connects it again, to be used in this way.
+    pub fn reopen(&mut self, options: blk::Options) -> Outcome {
+        self.driver.reopen(options).or_fail("open the disk again")?;
+        while self.driver.phase().is_opening() {
+            if !self.host.wait(&mut self.driver) {
+                let phase = self.driver.phase();
+                return Err(Stop::Failed(format!(
+                    "nobody has work, and the disk is {phase:?}"
+                )));
+            }
+        }
+        Ok(())
+    }
+
     /// How often the backend was killed.
     pub fn kills(&self) -> usize {
         self.host.kills

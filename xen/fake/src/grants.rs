@@ -154,6 +154,25 @@ impl GrantTable for Grants {
         })
     }
 
+    fn alloc_run(&self, count: usize) -> Result<Vec<Page>> {
+        let mut state = self.world.lock();
+        state.sweep_quarantine(self.dom);
+        if self.world.faults.hit(Call::AllocPage) {
+            return Err(Error::NoGrants);
+        }
+        let domain = state.domains.get_mut(&self.dom.0).ok_or(Error::NoGrants)?;
+        if domain.pages + count > domain.max_pages {
+            return Err(Error::NoGrants);
+        }
+        let slots = self.world.arena.alloc_run(count).ok_or(Error::NoGrants)?;
+        domain.pages += count;
+        let page = |slot| Page {
+            slot,
+            owner: Some((self.world.clone(), self.dom)),
+        };
+        Ok(slots.into_iter().map(page).collect())
+    }
+
     fn grant(&self, peer: DomId, page: &Page, mode: AccessMode) -> Result<GrantRef> {
         if let Some((_, owner)) = &page.owner {
             assert_eq!(*owner, self.dom, "a page of another domain is granted");

@@ -83,6 +83,23 @@ impl Arena {
         }
         Some(Arc::new(slot))
     }
+
+    /// Takes so many zeroed pages in a row, of those that were never used.
+    pub(crate) fn alloc_run(self: &Arc<Self>, count: usize) -> Option<Vec<Arc<Slot>>> {
+        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let first = free.never_used;
+        if count > ARENA_PAGES - first {
+            return None;
+        }
+        free.never_used += count;
+        let slot = |index| {
+            Arc::new(Slot {
+                arena: self.clone(),
+                index,
+            })
+        };
+        Some((first..first + count).map(slot).collect())
+    }
 }
 
 impl Drop for Arena {

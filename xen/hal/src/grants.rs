@@ -1,5 +1,6 @@
 //! Our own memory, granted to a peer: what a front end uses.
 
+use alloc::vec::Vec;
 use core::fmt;
 use core::ptr::NonNull;
 
@@ -25,6 +26,9 @@ pub trait GrantTable: Clone {
 
     /// Takes a zeroed page.
     fn alloc_page(&self) -> Result<Self::Page>;
+
+    /// Takes so many zeroed pages that follow one another where this program sees them.
+    fn alloc_run(&self, count: usize) -> Result<Vec<Self::Page>>;
 
     /// Grants the page to `peer`.
     fn grant(&self, peer: DomId, page: &Self::Page, mode: AccessMode) -> Result<GrantRef>;
@@ -117,5 +121,58 @@ unsafe impl<G: GrantTable> SharedMemory for Lease<G> {
 
     fn len(&self) -> usize {
         self.page().len()
+    }
+}
+
+/// Pages that follow one another, each with a grant of its own: the memory of a ring of several pages.
+pub struct LeaseRun<G: GrantTable> {
+    leases: Vec<Lease<G>>,
+    len: usize,
+}
+
+impl<G: GrantTable> LeaseRun<G> {
+    /// Takes so many fresh pages, at least one, and grants them read-write.
+    pub fn fresh(table: &G, peer: DomId, count: usize) -> Result<Self> {
+        let mut leases: Vec<Lease<G>> = Vec::with_capacity(count);
+        let mut len = 0;
+        for page in table.alloc_run(count)? {
+            if let Some(first) = leases.first() {
+                let next = first.base().addr().get() + len;
+                assert_eq!(
+                    page.base().addr().get(),
+                    next,
+                    "the pages of a run follow one another"
+                );
+            }
+            len += page.len();
+            let lease = Lease::new(table, peer, page, AccessMode::ReadWrite);
+            leases.push(lease.map_err(|(error, _)| error)?);
+        }
+        assert!(!leases.is_empty(), "a run has a page at least");
+        Ok(LeaseRun { leases, len })
+    }
+
+    /// What the peer is told, page by page.
+    pub fn grefs(&self) -> impl Iterator<Item = GrantRef> + '_ {
+        self.leases.iter().map(Lease::gref)
+    }
+}
+
+impl<G: GrantTable> fmt::Debug for LeaseRun<G> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(&self.leases).finish()
+    }
+}
+
+#[allow(unsafe_code)]
+// SAFETY: each page keeps the contract, they follow one another as `fresh` has seen, and all stay until the
+// run is dropped.
+unsafe impl<G: GrantTable> SharedMemory for LeaseRun<G> {
+    fn base(&self) -> NonNull<u8> {
+        self.leases[0].base()
+    }
+
+    fn len(&self) -> usize {
+        self.len
     }
 }

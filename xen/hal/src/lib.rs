@@ -29,7 +29,7 @@ pub use domains::{
 pub use error::{Error, Result};
 pub use events::EventChannels;
 pub use foreign::{CopyBuffer, ForeignGrants, GrantCopy};
-pub use grants::{AccessMode, GrantTable, Lease};
+pub use grants::{AccessMode, GrantTable, Lease, LeaseRun};
 pub use placement::{
     Affinity, CpuMap, CpuPlace, CpuPool, HostControl, Inspect, NumaNode, Placement, PoolSettings,
     Scheduler, Share, Timed, Trigger, VcpuInfo,

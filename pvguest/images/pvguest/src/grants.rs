@@ -121,7 +121,30 @@ fn set_up() -> Result<()> {
     Ok(())
 }
 
+/// Takes pages from the heap. They never go back there.
+fn fresh_pages(count: usize) -> Result<NonNull<u8>> {
+    let layout = Layout::from_size_align(count * PAGE_SIZE, PAGE_SIZE);
+    let layout = layout.map_err(|_| Error::NoGrants)?;
+    if layout.size() == 0 {
+        return Err(Error::NoGrants);
+    }
+    // SAFETY: the size is not 0.
+    NonNull::new(unsafe { alloc(layout) }).ok_or(Error::NoGrants)
+}
+
 impl State {
+    /// Takes pages that follow one another out of those that came back.
+    fn take_run(&mut self, count: usize) -> Option<NonNull<u8>> {
+        self.pages.sort_unstable();
+        let follows = |pages: &[NonNull<u8>]| {
+            pages
+                .windows(2)
+                .all(|two| two[0].addr().get() + PAGE_SIZE == two[1].addr().get())
+        };
+        let at = self.pages.windows(count.max(1)).position(follows)?;
+        self.pages.drain(at..at + count).next()
+    }
+
     /// Tries again to end the grants that would not end.
     fn release_quarantine(&mut self) {
         let mut at = 0;
@@ -162,17 +185,27 @@ impl GrantTable for Grants {
         state.release_quarantine();
         let page = match state.pages.pop() {
             Some(page) => page,
-            None => {
-                let layout =
-                    Layout::from_size_align(PAGE_SIZE, PAGE_SIZE).expect("a page is a layout");
-                // SAFETY: the size is not 0.
-                NonNull::new(unsafe { alloc(layout) }).ok_or(Error::NoGrants)?
-            }
+            None => fresh_pages(1)?,
         };
         drop(state);
         let page = GrantPage(page);
         page.zero();
         Ok(page)
+    }
+
+    fn alloc_run(&self, count: usize) -> Result<Vec<GrantPage>> {
+        let mut state = STATE.get();
+        state.release_quarantine();
+        let first = match state.take_run(count) {
+            Some(page) => page,
+            None => fresh_pages(count)?,
+        };
+        drop(state);
+        // SAFETY: within the run of `count` pages.
+        let page = |n| GrantPage(unsafe { first.add(n * PAGE_SIZE) });
+        let pages: Vec<GrantPage> = (0..count).map(page).collect();
+        pages.iter().for_each(GrantPage::zero);
+        Ok(pages)
     }
 
     fn grant(&self, peer: DomId, page: &GrantPage, mode: AccessMode) -> Result<GrantRef> {

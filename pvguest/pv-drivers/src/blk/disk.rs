@@ -1,13 +1,14 @@
 //! A disk's life: the handshake in the store, then the queue, then the end.
 
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 use xen_hal::{Error, EventChannels, GrantTable, Result, Store, XenbusState};
-use xen_sys::io::blkif::{Request, SECTOR_SIZE, VDISK_READONLY};
-use xen_sys::io::protocols;
+use xen_sys::io::blkif::{Request, SECTOR_SIZE, VDISK_CDROM, VDISK_READONLY, VDISK_REMOVABLE};
 use xen_sys::{PAGE_SIZE, Port};
 
-use super::{BlkError, DiskInfo, MAX_BYTES, MAX_INDIRECT, Queue, Ticket};
+use super::options::{MAX_QUEUES, MAX_RING_ORDER};
+use super::{BlkError, DiskInfo, MAX_BYTES, Options, Queue, Ticket};
 use crate::xenbus::{Device, Phase};
 
 /// A disk.
@@ -16,33 +17,60 @@ pub struct Disk<G: GrantTable, E: EventChannels, S: Store> {
     device: Device<S>,
     grants: G,
     events: E,
+    options: Options,
     phase: Phase,
     info: DiskInfo,
-    link: Option<Link<G>>,
+    /// What exists while rings and ports are published, one for each queue.
+    links: Vec<Link<G>>,
+    /// Which queue is to take the next request.
+    next: usize,
+    /// The owner has closed it: it does not connect again.
+    ended: bool,
 }
 
-/// What exists while ring and port are published.
+/// A ring and its event channel.
 #[derive(Debug)]
 struct Link<G: GrantTable> {
     queue: Queue<G>,
     port: Port,
 }
 
+/// Nodes that only some ways of using a disk have.
+const NODES_OF_SOME: [&str; 2] = ["ring-page-order", "multi-queue-num-queues"];
+
 impl<G: GrantTable, E: EventChannels, S: Store> Disk<G, E, S> {
     /// Opens `device/vbd/ID` and goes as far in the handshake as the back end is.
     pub fn open(grants: G, events: E, store: S, id: &str) -> Result<Self> {
+        Self::open_with(grants, events, store, id, Options::default())
+    }
+
+    /// The same, to be used in this way.
+    pub fn open_with(grants: G, events: E, store: S, id: &str, options: Options) -> Result<Self> {
         let mut disk = Disk {
             device: Device::open(store, "vbd", id)?,
             grants,
             events,
+            options,
             phase: Phase::Waiting,
             info: DiskInfo::default(),
-            link: None,
+            links: Vec::new(),
+            next: 0,
+            ended: false,
         };
         // Handles above 16 bits (many-disk numbers) are not echoed in requests by anybody.
         disk.info.handle = id.parse::<u32>().map_or(0, |id| id as u16);
         disk.backend_changed()?;
         Ok(disk)
+    }
+
+    /// Lets go of it and connects anew, to use it in this way.
+    pub fn reopen(&mut self, options: Options) -> Result<()> {
+        self.let_go()?;
+        self.device.withdraw(&NODES_OF_SOME)?;
+        self.options = options;
+        self.ended = false;
+        self.phase = Phase::Reopening;
+        self.backend_changed()
     }
 
     /// The token of the watch on the back end's state: its events mean [`backend_changed`](Self::backend_changed).
@@ -60,9 +88,14 @@ impl<G: GrantTable, E: EventChannels, S: Store> Disk<G, E, S> {
         self.info
     }
 
-    /// Our event channel, while there is one.
+    /// Our first event channel, while there is one.
     pub fn port(&self) -> Option<Port> {
-        self.link.as_ref().map(|link| link.port)
+        self.links.first().map(|link| link.port)
+    }
+
+    /// How many queues it has now.
+    pub fn queues(&self) -> usize {
+        self.links.len()
     }
 
     /// Goes on with the handshake. An error of the peer makes the disk broken and is not returned.
@@ -82,10 +115,18 @@ impl<G: GrantTable, E: EventChannels, S: Store> Disk<G, E, S> {
             match (&self.phase, self.device.backend_state()?) {
                 (Phase::Waiting, X::InitWait | X::Initialised | X::Connected) => self.publish()?,
                 (Phase::Published, X::Connected) => self.connect()?,
+                (Phase::Connected, X::Connected) => return self.look_at_size(),
                 (
                     Phase::Waiting | Phase::Published | Phase::Connected,
                     X::Closing | X::Closed | X::Unknown,
-                ) => return self.close(),
+                ) => return self.let_go(),
+                // It has closed and is there again.
+                (Phase::Closed, X::InitWait) if !self.ended => self.publish()?,
+                (Phase::Reopening, X::InitWait) => self.publish()?,
+                // It lets go of what was before, then it waits for us.
+                (Phase::Reopening, X::Closed) => {
+                    return self.device.set_state(X::Initialising);
+                }
                 _ => return Ok(()),
             }
         }
@@ -93,22 +134,53 @@ impl<G: GrantTable, E: EventChannels, S: Store> Disk<G, E, S> {
 
     fn publish(&mut self) -> Result<()> {
         // Of an attempt that failed half-way.
-        self.drop_link();
+        self.drop_links();
         let peer = self.device.peer();
-        let queue = Queue::new(self.grants.clone(), peer)?;
-        let port = self.events.alloc_unbound(peer)?;
-        let ring_ref = queue.ring_ref();
-        self.link = Some(Link { queue, port });
-        self.device.publish(
-            &[
-                ("ring-ref", &ring_ref),
-                ("event-channel", &port),
-                ("protocol", &protocols::X86_64),
-                // Our pages stay granted from request to request: see buffers.rs.
-                ("feature-persistent", &1),
-            ],
-            XenbusState::Initialised,
-        )?;
+        let offered = |name| Ok::<u32, Error>(self.device.published(name)?.unwrap_or(0));
+        let mut options = self.options;
+        options.queues = options
+            .queues
+            .min(offered("multi-queue-max-queues")?)
+            .clamp(1, MAX_QUEUES);
+        options.ring_order = options
+            .ring_order
+            .min(offered("max-ring-page-order")?)
+            .min(MAX_RING_ORDER);
+        let mut nodes: Vec<(String, String)> = Vec::new();
+        let mut node = |name: &str, value: &dyn core::fmt::Display| {
+            nodes.push((name.to_string(), value.to_string()));
+        };
+        for number in 0..options.queues {
+            let queue = Queue::with(self.grants.clone(), peer, &options)?;
+            let port = self.events.alloc_unbound(peer)?;
+            // One queue's nodes stand in the device's own folder.
+            let folder = match options.queues {
+                1 => String::new(),
+                _ => alloc::format!("queue-{number}/"),
+            };
+            for (page, gref) in queue.ring_refs().enumerate() {
+                match options.ring_order {
+                    0 => node(&alloc::format!("{folder}ring-ref"), &gref),
+                    _ => node(&alloc::format!("{folder}ring-ref{page}"), &gref),
+                }
+            }
+            node(&alloc::format!("{folder}event-channel"), &port);
+            self.links.push(Link { queue, port });
+        }
+        if options.ring_order > 0 {
+            node(NODES_OF_SOME[0], &options.ring_order);
+        }
+        if options.queues > 1 {
+            node(NODES_OF_SOME[1], &options.queues);
+        }
+        node("protocol", &options.protocol.name());
+        // Our pages stay granted from request to request: see buffers.rs.
+        node("feature-persistent", &u8::from(options.persistent));
+        let nodes: Vec<(&str, &dyn core::fmt::Display)> = nodes
+            .iter()
+            .map(|(name, value)| (name.as_str(), value as &dyn core::fmt::Display))
+            .collect();
+        self.device.publish(&nodes, XenbusState::Initialised)?;
         self.phase = Phase::Published;
         Ok(())
     }
@@ -123,101 +195,159 @@ impl<G: GrantTable, E: EventChannels, S: Store> Disk<G, E, S> {
                 what: alloc::format!("sector-size {sector_size}"),
             });
         }
-        self.info.sectors_512 = self.device.required("sectors")?;
-        self.info.sector_size = sector_size;
         let bits = self.device.published::<u32>("info")?.unwrap_or(0);
-        self.info.read_only = bits & VDISK_READONLY != 0;
-        self.info.flush = self.device.offers("feature-flush-cache")?;
         let indirect = self.device.published("feature-max-indirect-segments")?;
-        self.info.indirect = indirect.unwrap_or(0).min(MAX_INDIRECT);
-        if let Some(link) = &mut self.link {
-            link.queue.set_info(self.info);
-        }
+        self.info = DiskInfo {
+            handle: self.info.handle,
+            sectors_512: self.device.required("sectors")?,
+            sector_size,
+            read_only: bits & VDISK_READONLY != 0,
+            cdrom: bits & VDISK_CDROM != 0,
+            removable: bits & VDISK_REMOVABLE != 0,
+            flush: self.device.offers("feature-flush-cache")?,
+            barrier: self.device.offers("feature-barrier")?,
+            discard: self.device.offers("feature-discard")?,
+            indirect: indirect.unwrap_or(0).min(self.options.indirect),
+        };
+        self.tell_queues();
         self.device.set_state(XenbusState::Connected)?;
         self.phase = Phase::Connected;
         Ok(())
     }
 
-    /// Ends it from our side: nothing is granted or bound any more, and the back end is told.
+    /// The back end writes its state again when the disk's size has changed.
+    fn look_at_size(&mut self) -> Result<()> {
+        let sectors_512 = self.device.required("sectors")?;
+        if sectors_512 != self.info.sectors_512 {
+            self.info.sectors_512 = sectors_512;
+            self.tell_queues();
+        }
+        Ok(())
+    }
+
+    fn tell_queues(&mut self) {
+        for link in &mut self.links {
+            link.queue.set_info(self.info);
+        }
+    }
+
+    /// Ends it from our side for good: nothing is granted or bound any more, and the back end is told.
     pub fn close(&mut self) -> Result<()> {
-        self.drop_link();
+        self.ended = true;
+        self.let_go()
+    }
+
+    fn let_go(&mut self) -> Result<()> {
+        self.drop_links();
         self.phase = Phase::Closed;
         self.device.set_state(XenbusState::Closed)
     }
 
-    fn drop_link(&mut self) {
-        if let Some(link) = self.link.take() {
+    fn drop_links(&mut self) {
+        for link in self.links.drain(..) {
             // A port that does not close is closed with the domain; nobody waits for it any more.
             let _ = self.events.close(link.port);
         }
     }
 
     fn break_up(&mut self, what: String) {
-        self.drop_link();
+        self.drop_links();
         // Best effort: the store may be what is broken.
         let _ = self.device.report(&what);
         let _ = self.device.set_state(XenbusState::Closing);
         self.phase = Phase::Broken(what);
     }
 
-    fn queue(&mut self) -> Result<&mut Queue<G>, BlkError> {
-        match (&self.phase, &mut self.link) {
-            (Phase::Connected, Some(link)) => Ok(&mut link.queue),
-            (Phase::Broken(_), _) => Err(BlkError::Broken),
+    fn usable(&self) -> Result<(), BlkError> {
+        match &self.phase {
+            Phase::Connected if !self.links.is_empty() => Ok(()),
+            Phase::Broken(_) => Err(BlkError::Broken),
             _ => Err(BlkError::NotConnected),
         }
     }
 
+    /// Gives a request to the next queue that has room.
+    fn submit(
+        &mut self,
+        mut send: impl FnMut(&mut Queue<G>) -> Result<Ticket, BlkError>,
+    ) -> Result<Ticket, BlkError> {
+        self.usable()?;
+        let count = self.links.len();
+        let mut result = Err(BlkError::Busy);
+        for _ in 0..count {
+            let at = self.next % count;
+            self.next = (at + 1) % count;
+            result = send(&mut self.links[at].queue).map(|ticket| ticket.of_queue(at));
+            if result != Err(BlkError::Busy) {
+                break;
+            }
+        }
+        result
+    }
+
     /// Most bytes in one request.
     pub fn max_bytes(&self) -> usize {
-        self.link
-            .as_ref()
+        self.links
+            .first()
             .map_or(MAX_BYTES, |link| link.queue.max_bytes())
     }
 
     /// Queues a read; see [`Queue::read`].
     pub fn read(&mut self, sector: u64, len: usize) -> Result<Ticket, BlkError> {
-        self.queue()?.read(sector, len)
+        self.submit(|queue| queue.read(sector, len))
     }
 
     /// Queues a write; see [`Queue::write`].
     pub fn write(&mut self, sector: u64, data: &[u8]) -> Result<Ticket, BlkError> {
-        self.queue()?.write(sector, data)
+        self.submit(|queue| queue.write(sector, data))
     }
 
     /// Queues a flush; see [`Queue::flush`].
     pub fn flush(&mut self) -> Result<Ticket, BlkError> {
-        self.queue()?.flush()
+        self.submit(Queue::flush)
+    }
+
+    /// Queues a discard; see [`Queue::discard`].
+    pub fn discard(&mut self, sector: u64, count: u64) -> Result<Ticket, BlkError> {
+        self.submit(|queue| queue.discard(sector, count))
     }
 
     /// Queues a request as it stands; see [`Queue::raw`].
     pub fn raw(&mut self, request: Request, pages: usize) -> Result<Ticket, BlkError> {
-        self.queue()?.raw(request, pages)
+        self.submit(|queue| queue.raw(request, pages))
     }
 
     /// Shows the back end what was queued and takes what it has answered.
     pub fn poll(&mut self) {
-        let Some(link) = &mut self.link else { return };
-        if link.queue.publish() {
-            // A port that cannot be sent to has lost its peer, which the store will tell.
-            let _ = self.events.notify(link.port);
+        let mut fault = None;
+        for link in &mut self.links {
+            if link.queue.publish() {
+                // A port that cannot be sent to has lost its peer, which the store will tell.
+                let _ = self.events.notify(link.port);
+            }
+            if let Err(found) = link.queue.poll() {
+                fault = Some(found);
+            }
         }
-        if let Err(fault) = link.queue.poll() {
+        if let Some(fault) = fault {
             self.break_up(fault.to_string());
         }
     }
 
     /// Takes a result; see [`Queue::take`].
     pub fn take(&mut self, ticket: Ticket, to: &mut [u8]) -> Option<Result<(), BlkError>> {
-        match self.queue() {
-            Ok(queue) => queue.take(ticket, to),
-            Err(error) => Some(Err(error)),
+        if let Err(error) = self.usable() {
+            return Some(Err(error));
+        }
+        match self.links.get_mut(ticket.queue()) {
+            Some(link) => link.queue.take(ticket, to),
+            None => Some(Err(BlkError::Stale)),
         }
     }
 }
 
 impl<G: GrantTable, E: EventChannels, S: Store> Drop for Disk<G, E, S> {
     fn drop(&mut self) {
-        self.drop_link();
+        self.drop_links();
     }
 }

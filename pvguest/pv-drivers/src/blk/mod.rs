@@ -2,13 +2,16 @@
 
 mod buffers;
 mod disk;
+mod options;
 mod queue;
+mod ring;
 mod transfer;
 
 pub use buffers::{MAX_BYTES, MAX_INDIRECT};
 pub use disk::Disk;
+pub use options::{Options, Protocol};
 pub use queue::{Fault, Queue, Ticket};
-pub use transfer::{flush, read, write};
+pub use transfer::{discard, flush, read, write};
 
 pub use crate::xenbus::Phase;
 
@@ -23,8 +26,16 @@ pub struct DiskInfo {
     pub sector_size: u32,
     /// Writes are refused.
     pub read_only: bool,
+    /// A CD-ROM drive.
+    pub cdrom: bool,
+    /// The medium can be taken out.
+    pub removable: bool,
     /// Flushes are offered.
     pub flush: bool,
+    /// Barriers are offered.
+    pub barrier: bool,
+    /// Discards are offered.
+    pub discard: bool,
     /// Most segments of a request with a page of segments; 0 if the back end does not take such.
     pub indirect: u16,
 }

@@ -4,23 +4,40 @@
 
 use alloc::vec::Vec;
 
-use xen_hal::{GrantTable, Lease, Result};
-use xen_ring::FrontRing;
+use xen_hal::{GrantTable, LeaseRun, Result};
 use xen_sys::io::blkif::{
-    MAX_SEGMENTS_PER_REQUEST, OP_FLUSH_DISKCACHE, OP_INDIRECT, OP_READ, OP_WRITE, RSP_EOPNOTSUPP,
-    RSP_OKAY, Request, RequestIndirect, Response, SECTOR_SIZE, Segment,
+    MAX_SEGMENTS_PER_REQUEST, OP_DISCARD, OP_FLUSH_DISKCACHE, OP_INDIRECT, OP_READ, OP_WRITE,
+    RSP_EOPNOTSUPP, RSP_OKAY, Request, RequestDiscard, RequestIndirect, Response, SECTOR_SIZE,
+    Segment,
 };
 use xen_sys::{DomId, GrantRef, PAGE_SIZE, Plain};
 
 use super::buffers::{Buffers, MAX_BYTES};
-use super::{BlkError, DiskInfo};
+use super::ring::Ring;
+use super::{BlkError, DiskInfo, Options};
 
 /// A request that was submitted and whose end is not yet taken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[must_use = "the slot is free again only when its result is taken"]
 pub struct Ticket {
-    slot: u8,
+    queue: u8,
+    slot: u16,
     generation: u32,
+}
+
+impl Ticket {
+    /// The same for a disk with several queues.
+    pub(super) fn of_queue(self, queue: usize) -> Ticket {
+        Ticket {
+            queue: queue as u8,
+            ..self
+        }
+    }
+
+    /// Whose it is.
+    pub(super) fn queue(self) -> usize {
+        self.queue.into()
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +92,7 @@ impl core::fmt::Display for Fault {
 pub struct Queue<G: GrantTable> {
     grants: G,
     peer: DomId,
-    ring: FrontRing<Lease<G>, Request, Response>,
+    ring: Ring<LeaseRun<G>>,
     slots: Vec<Slot<G>>,
     info: DiskInfo,
 }
@@ -83,7 +100,13 @@ pub struct Queue<G: GrantTable> {
 impl<G: GrantTable> Queue<G> {
     /// An empty ring in a fresh page that is granted to `peer`.
     pub fn new(grants: G, peer: DomId) -> Result<Self> {
-        let ring = FrontRing::new(Lease::fresh(&grants, peer)?)?;
+        Self::with(grants, peer, &Options::default())
+    }
+
+    /// An empty ring of this layout and length.
+    pub fn with(grants: G, peer: DomId, options: &Options) -> Result<Self> {
+        let memory = LeaseRun::fresh(&grants, peer, 1 << options.ring_order)?;
+        let ring = Ring::new(memory, options.protocol)?;
         let count = ring.capacity();
         let slots = (0..count)
             .map(|_| Slot {
@@ -103,9 +126,9 @@ impl<G: GrantTable> Queue<G> {
         })
     }
 
-    /// The ring's grant.
-    pub fn ring_ref(&self) -> GrantRef {
-        self.ring.memory().gref()
+    /// The grants of the ring's pages.
+    pub fn ring_refs(&self) -> impl Iterator<Item = GrantRef> + '_ {
+        self.ring.memory().grefs()
     }
 
     /// Sets what requests are checked against.
@@ -138,6 +161,27 @@ impl<G: GrantTable> Queue<G> {
         }
         let slot = self.reserve(0)?;
         Ok(self.submit(slot, OP_FLUSH_DISKCACHE, 0, 0))
+    }
+
+    /// Queues a discard of `count` sectors: what stands there is not needed any more.
+    pub fn discard(&mut self, sector: u64, count: u64) -> Result<Ticket, BlkError> {
+        if !self.info.discard {
+            return Err(BlkError::Unsupported);
+        }
+        match sector.checked_add(count) {
+            Some(end) if end <= self.info.sectors_512 => {}
+            _ => return Err(BlkError::OutOfRange),
+        }
+        let slot = self.reserve(0)?;
+        let discard = RequestDiscard {
+            operation: OP_DISCARD,
+            handle: self.info.handle,
+            id: slot as u64,
+            sector_number: sector,
+            nr_sectors: count,
+            ..RequestDiscard::ZERO
+        };
+        Ok(self.push(slot, OP_DISCARD, overlaid(discard.as_bytes()), 0))
     }
 
     /// Shows the back end what was queued; true if it wants an event.
@@ -250,11 +294,7 @@ impl<G: GrantTable> Queue<G> {
                     ..RequestIndirect::ZERO
                 };
                 indirect.indirect_grefs[0] = gref;
-                // The one lies over the other.
-                let mut request = Request::ZERO;
-                let bytes = indirect.as_bytes();
-                request.as_bytes_mut()[..bytes.len()].copy_from_slice(bytes);
-                request
+                overlaid(indirect.as_bytes())
             }
             None => {
                 let (seg, nr_segments): ([Segment; MAX_SEGMENTS_PER_REQUEST], u8) =
@@ -283,7 +323,8 @@ impl<G: GrantTable> Queue<G> {
         slot.len = len;
         slot.generation = slot.generation.wrapping_add(1);
         Ticket {
-            slot: index as u8,
+            queue: 0,
+            slot: index as u16,
             generation: slot.generation,
         }
     }
@@ -307,4 +348,11 @@ impl<G: GrantTable> Queue<G> {
         });
         Ok(())
     }
+}
+
+/// A request over which another kind lies.
+fn overlaid(bytes: &[u8]) -> Request {
+    let mut request = Request::ZERO;
+    request.as_bytes_mut()[..bytes.len()].copy_from_slice(bytes);
+    request
 }

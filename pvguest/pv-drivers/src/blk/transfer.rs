@@ -52,6 +52,17 @@ pub fn flush<G: GrantTable, E: EventChannels, S: Store>(
     await_result(disk, &mut |disk| disk.take(ticket, &mut []), wait)
 }
 
+/// Tells the back end that `count` sectors (of 512 bytes) from `sector` on are not needed any more.
+pub fn discard<G: GrantTable, E: EventChannels, S: Store>(
+    disk: &mut Disk<G, E, S>,
+    sector: u64,
+    count: u64,
+    wait: Wait<'_, Disk<G, E, S>>,
+) -> Result<(), BlkError> {
+    let ticket = disk.discard(sector, count)?;
+    await_result(disk, &mut |disk| disk.take(ticket, &mut []), wait)
+}
+
 fn sector_at(first: u64, piece: &Range<usize>) -> u64 {
     first.saturating_add((piece.start / SECTOR_SIZE) as u64)
 }

@@ -9,7 +9,7 @@ use xen_sys::io::blkif::{MAX_SEGMENTS_PER_REQUEST, Request, SECTOR_SIZE};
 use xen_sys::{GrantRef, Plain};
 
 use super::{Answer, Interpreter, World, WorldDisk, parse};
-use crate::blk::{self, Disk, Phase};
+use crate::blk::{self, Disk, Options, Phase, Protocol};
 use crate::cmdline::CommandLine;
 use crate::{pattern, xenbus};
 
@@ -18,6 +18,16 @@ const CHUNK: usize = 1024 * 1024;
 
 impl<W: World> Interpreter<W> {
     pub(super) fn disk_command(&mut self, mut words: SplitWhitespace<'_>, line: &str) -> Answer {
+        let verb = words.next().unwrap_or("");
+        match verb {
+            "use" => return self.use_disk(&parse::<String>(&mut words, "ID")?),
+            "open" => return self.reopen_disk(CommandLine::new(line)),
+            "state" => {
+                let phase = self.disk.as_ref().map(Disk::phase);
+                return Ok(phase.map_or_else(|| "None".to_string(), |phase| format!("{phase:?}")));
+            }
+            _ => {}
+        }
         self.open_disk()?;
         let (Some(disk), world) = (&mut self.disk, &self.world) else {
             return Err("no disk".to_string());
@@ -28,15 +38,29 @@ impl<W: World> Interpreter<W> {
             go_on
         };
         let info = disk.info();
-        match words.next().unwrap_or("") {
+        match verb {
             "size" => Ok(info.sectors_512.to_string()),
-            "info" => Ok(format!(
-                "{} {} {} {}",
-                info.sectors_512,
-                info.sector_size,
-                if info.read_only { "ro" } else { "rw" },
-                if info.flush { "flush" } else { "noflush" }
-            )),
+            "info" => {
+                let mut text = format!(
+                    "{} {} {} {}",
+                    info.sectors_512,
+                    info.sector_size,
+                    if info.read_only { "ro" } else { "rw" },
+                    if info.flush { "flush" } else { "noflush" }
+                );
+                for (word, is) in [
+                    ("barrier", info.barrier),
+                    ("discard", info.discard),
+                    ("cdrom", info.cdrom),
+                    ("removable", info.removable),
+                ] {
+                    if is {
+                        text.push(' ');
+                        text.push_str(word);
+                    }
+                }
+                Ok(text)
+            }
             "fill" => {
                 let range = Range::parse(words, info.sectors_512)?;
                 range.each(|first, data| {
@@ -61,9 +85,50 @@ impl<W: World> Interpreter<W> {
             "flush" => blk::flush(disk, wait)
                 .map(|()| String::new())
                 .map_err(|error| error.to_string()),
+            "discard" => {
+                let (first, count) = (parse(&mut words, "FIRST")?, parse(&mut words, "COUNT")?);
+                blk::discard(disk, first, count, wait)
+                    .map(|()| String::new())
+                    .map_err(|error| error.to_string())
+            }
             "raw" => raw_disk(disk, CommandLine::new(line), wait),
             other => Err(format!("unknown disk command {other:?}")),
         }
+    }
+
+    /// Closes the disk that is in use and takes another.
+    fn use_disk(&mut self, id: &str) -> Answer {
+        let text = |error: xen_hal::Error| error.to_string();
+        if let Some(mut disk) = self.disk.take() {
+            disk.close().map_err(text)?;
+        }
+        let (store, grants) = (self.world.store(), self.world.grants());
+        let (store, grants) = (store.map_err(text)?, grants.map_err(text)?);
+        let disk = Disk::open(grants, self.world.events(), store, id).map_err(text)?;
+        self.disk = Some(disk);
+        self.open_disk()?;
+        Ok(String::new())
+    }
+
+    /// Connects the disk again, to be used in another way.
+    fn reopen_disk(&mut self, line: CommandLine<'_>) -> Answer {
+        let usual = Options::default();
+        let options = Options {
+            protocol: match line.value("protocol") {
+                Some("x86_32") => Protocol::X86_32,
+                _ => Protocol::X86_64,
+            },
+            queues: line.parsed("queues").unwrap_or(usual.queues),
+            ring_order: line.parsed("order").unwrap_or(usual.ring_order),
+            indirect: line.parsed("indirect").unwrap_or(usual.indirect),
+            persistent: line.parsed::<u8>("persistent") != Some(0),
+        };
+        self.open_disk()?;
+        let disk = self.disk.as_mut().ok_or("no disk")?;
+        disk.reopen(options).map_err(|error| error.to_string())?;
+        self.open_disk()?;
+        let queues = self.disk.as_ref().map_or(0, Disk::queues);
+        Ok(queues.to_string())
     }
 
     fn open_disk(&mut self) -> Result<(), String> {

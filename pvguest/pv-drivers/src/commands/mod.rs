@@ -5,7 +5,11 @@
 //! ping                              ok
 //! memory                            ok TOTAL HEAP USED   (KiB)
 //! disk size                         ok SECTORS
-//! disk info                         ok SECTORS SECTOR_SIZE rw|ro flush|noflush
+//! disk info                         ok SECTORS SECTOR_SIZE rw|ro flush|noflush WORD ...
+//! disk use ID                       ok                   (from now on this one; the one before is closed)
+//! disk open protocol= queues= order= indirect= persistent=    ok QUEUES   (connects again, in this way)
+//! disk state                        ok PHASE
+//! disk discard FIRST COUNT          ok
 //! disk fill SEED FIRST COUNT        ok                   (writes the pattern, then flushes)
 //! disk check SEED FIRST COUNT       ok same | ok different
 //! disk flush                        ok

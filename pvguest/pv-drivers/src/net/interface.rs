@@ -49,6 +49,8 @@ pub struct Interface<G: GrantTable, E: EventChannels, S: Store> {
     phase: Phase,
     link: Option<Link<G>>,
     received: u64,
+    /// The owner has closed it: it does not connect again.
+    ended: bool,
 }
 
 /// What exists while rings and port are published.
@@ -76,6 +78,7 @@ impl<G: GrantTable, E: EventChannels, S: Store> Interface<G, E, S> {
             phase: Phase::Waiting,
             link: None,
             received: 0,
+            ended: false,
         };
         interface.backend_changed()?;
         Ok(interface)
@@ -116,7 +119,9 @@ impl<G: GrantTable, E: EventChannels, S: Store> Interface<G, E, S> {
                 (
                     Phase::Waiting | Phase::Published | Phase::Connected,
                     X::Closing | X::Closed | X::Unknown,
-                ) => return self.close(),
+                ) => return self.let_go(),
+                // It has closed and is there again.
+                (Phase::Closed, X::InitWait) if !self.ended => self.publish()?,
                 _ => return Ok(()),
             }
         }
@@ -158,8 +163,13 @@ impl<G: GrantTable, E: EventChannels, S: Store> Interface<G, E, S> {
         Ok(())
     }
 
-    /// Ends it from our side: nothing is granted or bound any more, and the back end is told.
+    /// Ends it from our side for good: nothing is granted or bound any more, and the back end is told.
     pub fn close(&mut self) -> Result<()> {
+        self.ended = true;
+        self.let_go()
+    }
+
+    fn let_go(&mut self) -> Result<()> {
         self.drop_link();
         self.phase = Phase::Closed;
         self.device.set_state(XenbusState::Closed)
