@@ -11,6 +11,9 @@ use crate::{DeviceId, Node, Site};
 pub trait Driver {
     /// The class as it stands in the store, such as `"vbd"`.
     const CLASS: &'static str;
+    /// Other directories in which toolstacks declare devices of this class. A front end has one back end, so
+    /// a device is in one of them.
+    const ALSO: &'static [&'static str] = &[];
     /// What exists from state 2 on: an open disk, a TAP device.
     type Device;
     /// What exists in state 4. Dropping it stops its thread, unmaps its rings and closes its port.
@@ -33,6 +36,11 @@ pub trait Driver {
     fn changed(&mut self, site: &Site<'_>, device: &mut Self::Device) -> Result<Vec<Node>> {
         let _ = (site, device);
         Ok(Vec::new())
+    }
+
+    /// Devices of which [`changed`](Self::changed) is to be asked again. Called with [`Bus::check`].
+    fn noticed(&mut self) -> Vec<DeviceId> {
+        Vec::new()
     }
 
     /// Reads the toolstack's nodes and gets the device ready; also says what to publish with state 2.
@@ -68,8 +76,11 @@ pub trait Driver {
 /// All devices of one class.
 pub struct Bus<D: Driver> {
     driver: D,
+    /// The directory of all back ends, and that of messages about them.
     root: String,
     error_root: String,
+    /// Which class's directory a device is in; all others are in the first one.
+    elsewhere: BTreeMap<Key, &'static str>,
     devices: BTreeMap<Key, Entry<D>>,
     dirty: BTreeSet<Key>,
     rescan: bool,
@@ -99,15 +110,17 @@ struct Entry<D: Driver> {
 /// Most store events taken before the devices they name are looked at (XSA-349: a flood costs one look).
 const EVENTS_PER_DRAIN: usize = 1024;
 
-const BACK_TOKEN: &str = "back";
+/// Begins the tokens of the watches on classes; the class follows.
+const BACK_TOKEN: &str = "back/";
 
 impl<D: Driver> Bus<D> {
     /// A bus whose devices live below `own`'s `backend/CLASS`. `log` takes one line at a time.
     pub fn new(driver: D, own: DomId, log: impl Fn(&str) + 'static) -> Self {
         Bus {
             driver,
-            root: format!("/local/domain/{own}/backend/{}", D::CLASS),
-            error_root: format!("/local/domain/{own}/error/backend/{}", D::CLASS),
+            root: format!("/local/domain/{own}/backend"),
+            error_root: format!("/local/domain/{own}/error/backend"),
+            elsewhere: BTreeMap::new(),
             devices: BTreeMap::new(),
             dirty: BTreeSet::new(),
             rescan: false,
@@ -118,7 +131,11 @@ impl<D: Driver> Bus<D> {
     /// Sets the watch that tells of devices. Devices that exist already are found by the first step.
     pub fn start(&mut self, store: &dyn Store) -> Result<(), StoreError> {
         self.rescan = true;
-        store.watch(&self.root, BACK_TOKEN)
+        for class in classes::<D>() {
+            let token = format!("{BACK_TOKEN}{class}");
+            store.watch(&format!("{}/{class}", self.root), &token)?;
+        }
+        Ok(())
     }
 
     /// Takes store events and moves the devices they name; true if there may be more to do at once.
@@ -153,6 +170,8 @@ impl<D: Driver> Bus<D> {
     /// Ends devices whose connection reports a failure, and goes on with those whose connection was
     /// asked to end.
     pub fn check(&mut self, store: &dyn Store) -> Result<(), StoreError> {
+        let noticed = self.driver.noticed();
+        self.dirty.extend(noticed.into_iter().map(key));
         let waiting = |entry: &Entry<D>| entry.stopping || entry.preparing;
         let waiting = self.devices.iter().filter(|(_, entry)| waiting(entry));
         let waiting: Vec<Key> = waiting.map(|(&key, _)| key).collect();
@@ -196,17 +215,20 @@ impl<D: Driver> Bus<D> {
     }
 
     fn sort(&mut self, path: &str, token: &str) {
-        if token != BACK_TOKEN {
+        let named = token.strip_prefix(BACK_TOKEN);
+        let Some(class) = named.and_then(|named| classes::<D>().find(|class| *class == named))
+        else {
             // The token of a front end's watch is its device's name.
             if let Some((id, "")) = DeviceId::parse(token) {
                 self.dirty.insert(key(id));
             }
             return;
-        }
-        let below = path.strip_prefix(self.root.as_str()).unwrap_or("");
+        };
+        let root = format!("{}/{class}", self.root);
+        let below = path.strip_prefix(root.as_str()).unwrap_or("");
         match DeviceId::parse(below.trim_start_matches('/')) {
             Some((id, "" | "state" | "online" | "frontend" | "params" | "hotplug-status")) => {
-                self.dirty.insert(key(id));
+                self.seen(id, class);
             }
             // What we publish ourselves, and what only scripts read.
             Some(_) => {}
@@ -216,14 +238,29 @@ impl<D: Driver> Bus<D> {
 
     fn scan(&mut self, store: &dyn Store) -> Result<(), StoreError> {
         self.dirty.extend(self.devices.keys());
-        for dom in list(store, &self.root)? {
-            for index in list(store, &format!("{}/{dom}", self.root))? {
-                if let Some((id, "")) = DeviceId::parse(&format!("{dom}/{index}")) {
-                    self.dirty.insert(key(id));
+        for class in classes::<D>() {
+            let root = format!("{}/{class}", self.root);
+            for dom in list(store, &root)? {
+                for index in list(store, &format!("{root}/{dom}"))? {
+                    if let Some((id, "")) = DeviceId::parse(&format!("{dom}/{index}")) {
+                        self.seen(id, class);
+                    }
                 }
             }
         }
         Ok(())
+    }
+
+    /// Something happened to a device in the directory of a class. It stays where it was found first.
+    fn seen(&mut self, id: DeviceId, class: &'static str) {
+        let key = key(id);
+        if !self.devices.contains_key(&key) {
+            match class == D::CLASS {
+                true => self.elsewhere.remove(&key),
+                false => self.elsewhere.insert(key, class),
+            };
+        }
+        self.dirty.insert(key);
     }
 
     /// Looks at one device and does what its two states ask for.
@@ -439,7 +476,7 @@ impl<D: Driver> Bus<D> {
         let text = format!("{} {error}", errno(error).0);
         store.write(
             None,
-            &format!("{}/{}/error", self.error_root, id(key)),
+            &format!("{}/error", self.message(key)),
             text.as_bytes(),
         )?;
         let own = XenbusState::parse(&own);
@@ -523,6 +560,7 @@ impl<D: Driver> Bus<D> {
             return Ok(());
         }
         let Some(entry) = self.devices.remove(&key) else {
+            self.elsewhere.remove(&key);
             return Ok(());
         };
         if entry.watched {
@@ -537,12 +575,13 @@ impl<D: Driver> Bus<D> {
             self.take_report_back(store, key)?;
         }
         self.say(id(key), "forgotten");
+        self.elsewhere.remove(&key);
         Ok(())
     }
 
     /// Removes a device's message, and the directories above it if they are empty then.
     fn take_report_back(&self, store: &dyn Store, key: Key) -> Result<()> {
-        let mut path = format!("{}/{}", self.error_root, id(key));
+        let mut path = self.message(key);
         let top = self.error_root.find("/error/").map_or(0, |at| at + 6);
         while path.len() >= top {
             store.rm_if_present(None, &path)?;
@@ -558,12 +597,26 @@ impl<D: Driver> Bus<D> {
     }
 
     fn back(&self, key: Key) -> String {
-        format!("{}/{}", self.root, id(key))
+        format!("{}/{}/{}", self.root, self.class(key), id(key))
+    }
+
+    /// The directory of a message about it.
+    fn message(&self, key: Key) -> String {
+        format!("{}/{}/{}", self.error_root, self.class(key), id(key))
+    }
+
+    fn class(&self, key: Key) -> &'static str {
+        self.elsewhere.get(&key).copied().unwrap_or(D::CLASS)
     }
 
     fn say(&self, id: DeviceId, what: &str) {
-        (self.log)(&format!("{}/{id}: {what}", D::CLASS));
+        (self.log)(&format!("{}/{id}: {what}", self.class(key(id))));
     }
+}
+
+/// The directories of a driver's devices.
+fn classes<D: Driver>() -> impl Iterator<Item = &'static str> {
+    std::iter::once(D::CLASS).chain(D::ALSO.iter().copied())
 }
 
 fn key(id: DeviceId) -> Key {

@@ -37,6 +37,7 @@ impl Drop for Connection {
 
 impl Driver for Probe {
     const CLASS: &'static str = "vbd";
+    const ALSO: &'static [&'static str] = &["vbd3"];
     type Device = ();
     type Connection = Connection;
 
@@ -180,6 +181,45 @@ fn states_are_followed() {
             ("6".into(), "1".into())
         );
     }
+}
+
+/// Before the daemon starts and afterwards; one is no part of the other, although its name begins so.
+#[test]
+fn devices_elsewhere_are_served_there() {
+    let (store, probe) = (MemoryStore::new(), Probe::default());
+    let mut bus = Bus::new(probe.clone(), DomId::DOM0, |_| {});
+    let also = "/local/domain/0/backend/vbd3";
+    let declare_there = |dom: u16| {
+        let front = format!("/local/domain/{dom}/device/vbd/7");
+        store.fill(&front, &[("state", "3")]);
+        let nodes = [("frontend", &*front), ("online", "1"), ("state", "1")];
+        store.fill(&format!("{also}/{dom}/7"), &nodes);
+    };
+    declare_there(2);
+    bus.start(&store).unwrap();
+    settle(&mut bus, &store);
+    declare_there(3);
+    declare(&store, 1);
+    front(&store, 1, "3");
+    settle(&mut bus, &store);
+    assert_eq!(bus.counts(), (3, 3));
+    for path in [
+        format!("{BACK}/1"),
+        format!("{also}/2"),
+        format!("{also}/3"),
+    ] {
+        assert_eq!(store.text(&format!("{path}/7/state")), "4", "{path}");
+        assert_eq!(store.text(&format!("{path}/7/sectors")), "9", "{path}");
+    }
+    assert_eq!(store.list(None, BACK).unwrap(), ["1"]);
+    // A guest of that number comes again, declared in the usual place.
+    store.rm(None, &format!("{also}/2/7")).unwrap();
+    settle(&mut bus, &store);
+    assert_eq!(bus.counts(), (2, 2));
+    declare(&store, 2);
+    front(&store, 2, "3");
+    settle(&mut bus, &store);
+    assert_eq!(state(&store, 2), "4");
 }
 
 #[test]

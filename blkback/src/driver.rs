@@ -12,6 +12,7 @@ use crate::disk::Disk;
 use crate::request::{Limits, MAX_INDIRECT};
 use crate::ring::Protocol;
 use crate::served::{Connect, RingInfo};
+use crate::sizes::Sizes;
 use crate::storage::{FileStorage, Identity, Storage};
 
 /// Who serves rings: threads in the daemon, the test itself in a test.
@@ -51,6 +52,8 @@ pub struct BlockDriver<D> {
     opening: HashMap<DeviceId, Opening>,
     /// What is open now: no image is written by one guest while another has it.
     in_use: HashMap<DeviceId, (Identity, bool)>,
+    /// Sees images that become longer.
+    sizes: Option<Sizes>,
 }
 
 /// An image that a thread opens.
@@ -84,12 +87,14 @@ impl<D: Datapath> BlockDriver<D> {
             background: None,
             opening: HashMap::new(),
             in_use: HashMap::new(),
+            sizes: None,
         }
     }
 
-    /// The same, with images opened in the background.
+    /// The same, with images opened, and their sizes watched, in the background.
     pub fn in_background(self, wake: Wake) -> Self {
         BlockDriver {
+            sizes: Some(Sizes::watched(wake.clone())),
             background: Some(wake),
             ..self
         }
@@ -136,6 +141,8 @@ impl<D: Datapath> BlockDriver<D> {
 
 impl<D: Datapath> Driver for BlockDriver<D> {
     const CLASS: &'static str = "vbd";
+    // libxl's from 4.19 on, of disks with backendtype=tap.
+    const ALSO: &'static [&'static str] = &["vbd3"];
     type Device = Vbd;
     type Connection = D::Connection;
 
@@ -210,6 +217,9 @@ impl<D: Datapath> Driver for BlockDriver<D> {
             nodes.push(("discard-alignment", "0".to_string()));
             nodes.push(("discard-secure", flag(false)));
         }
+        if let Some(sizes) = &self.sizes {
+            sizes.watch(site.id, &storage);
+        }
         let device = Vbd {
             disk,
             sectors_512: limits.sectors_512,
@@ -262,6 +272,10 @@ impl<D: Datapath> Driver for BlockDriver<D> {
         }
         device.sectors_512 = sectors;
         Ok(vec![("sectors", sectors.to_string())])
+    }
+
+    fn noticed(&mut self) -> Vec<DeviceId> {
+        self.sizes.as_ref().map_or_else(Vec::new, Sizes::take)
     }
 
     fn failure(&self, connection: &D::Connection) -> Option<Error> {

@@ -28,6 +28,7 @@ mod rate;
 mod request;
 mod ring;
 mod served;
+mod sizes;
 mod storage;
 mod threads;
 mod uring;
