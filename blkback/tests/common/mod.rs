@@ -22,10 +22,17 @@ pub struct MemoryDisk {
     pub bytes: Arc<Mutex<Vec<u8>>>,
     pub faults: Faults,
     pub number: u64,
+    pub meanwhile: Meanwhile,
 }
+
+/// What happens once, while a request runs.
+pub type Meanwhile = Arc<Mutex<Option<Box<dyn FnOnce() + Send>>>>;
 
 impl MemoryDisk {
     fn io(&self, call: &'static str) -> io::Result<std::sync::MutexGuard<'_, Vec<u8>>> {
+        if let Some(happen) = self.meanwhile.lock().unwrap().take() {
+            happen();
+        }
         if self.faults.hit(Call::Other(call)) {
             return Err(io::Error::from_raw_os_error(5));
         }
@@ -71,6 +78,7 @@ pub struct Host {
     pub disk: Arc<Mutex<Vec<u8>>>,
     pub bus: TestBus,
     pub log: Arc<Mutex<Vec<String>>>,
+    pub meanwhile: Meanwhile,
     data_move: DataMove,
     journals: Journals,
 }
@@ -82,9 +90,11 @@ impl Host {
         let log = Arc::new(Mutex::new(Vec::new()));
         let store = MemoryStore::new();
         let journals = Journals::default();
-        let mut bus = make_bus(&world, &disk, &log, data_move, &journals);
+        let meanwhile = Meanwhile::default();
+        let mut bus = make_bus(&world, &disk, &log, data_move, &journals, &meanwhile);
         bus.start(&store).unwrap();
         Host {
+            meanwhile,
             world,
             store,
             disk,
@@ -103,6 +113,7 @@ impl Host {
             &self.log,
             self.data_move,
             &self.journals,
+            &self.meanwhile,
         );
         self.bus.start(&self.store).unwrap();
     }
@@ -136,8 +147,10 @@ fn make_bus(
     log: &Arc<Mutex<Vec<String>>>,
     data_move: DataMove,
     journals: &Journals,
+    meanwhile: &Meanwhile,
 ) -> TestBus {
     let (disk, faults) = (disk.clone(), world.faults());
+    let meanwhile = meanwhile.clone();
     let dom0 = world.dom0();
     let datapath = Inline::new(dom0.foreign(), move || dom0.events(), data_move);
     // The last of what runs ends first.
@@ -153,6 +166,7 @@ fn make_bus(
                 bytes: disk.clone(),
                 faults: faults.clone(),
                 number: name.len() as u64,
+                meanwhile: meanwhile.clone(),
             }))
         }),
     );

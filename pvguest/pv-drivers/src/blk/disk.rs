@@ -317,6 +317,21 @@ impl<G: GrantTable, E: EventChannels, S: Store> Disk<G, E, S> {
         self.submit(|queue| queue.raw(request, pages))
     }
 
+    /// Sends so many events for nothing, and tells of so many requests that are not there: how tests are
+    /// hostile to a back end.
+    pub fn attack(&mut self, events: u32, requests: u32) -> Result<(), BlkError> {
+        self.usable()?;
+        for link in &self.links {
+            if requests > 0 {
+                link.queue.run_ahead(requests);
+            }
+            for _ in 0..events {
+                let _ = self.events.notify(link.port);
+            }
+        }
+        Ok(())
+    }
+
     /// Shows the back end what was queued and takes what it has answered.
     pub fn poll(&mut self) {
         let mut fault = None;

@@ -91,6 +91,13 @@ impl<W: World> Interpreter<W> {
                     .map(|()| String::new())
                     .map_err(|error| error.to_string())
             }
+            "attack" => {
+                let line = CommandLine::new(line);
+                let count = |key| line.parsed(key).unwrap_or(0);
+                disk.attack(count("events"), count("requests"))
+                    .map(|()| String::new())
+                    .map_err(|error| error.to_string())
+            }
             "raw" => raw_disk(disk, CommandLine::new(line), wait),
             other => Err(format!("unknown disk command {other:?}")),
         }

@@ -14,11 +14,13 @@
 //! disk check SEED FIRST COUNT       ok same | ok different
 //! disk flush                        ok
 //! disk raw op= nr= sector= first= last= gref= pages=      ok | error ...  (a request as it stands)
+//! disk attack events= requests=     ok                   (events for nothing, requests that are not there)
 //! net info                          ok MAC STATE RECEIVED DROPPED SENT ERRORS
 //! net send COUNT SIZE               ok                   (broadcast frames of type 0x88b5)
 //! net raw size= offset= flags= gref=                      ok
 //! store read PATH                   ok VALUE
 //! store write PATH VALUE            ok
+//! store flood PATH COUNT            ok                   (writes there so often)
 //! store list PATH                   ok NAME NAME ...
 //! store rm PATH                     ok
 //! store chmod PATH n0 r7 ...        ok                   (permissions as xenstore-chmod has them)
@@ -35,7 +37,7 @@ use alloc::vec::Vec;
 use core::fmt;
 use core::str::{FromStr, SplitWhitespace};
 
-use xen_hal::{EventChannels, GrantTable, Permission, Store};
+use xen_hal::{EventChannels, GrantTable, Permission, Store, StoreExt};
 
 use crate::blk::Disk;
 use crate::net::Interface;
@@ -170,6 +172,13 @@ impl<W: World> Interpreter<W> {
             "write" => {
                 let value: String = parse(&mut words, "VALUE")?;
                 store.write(None, &path, value.as_bytes()).map_err(text)?;
+                Ok(String::new())
+            }
+            "flood" => {
+                let count: u32 = parse(&mut words, "COUNT")?;
+                for n in 0..count {
+                    store.write_display(None, &path, &n).map_err(text)?;
+                }
                 Ok(String::new())
             }
             "list" => Ok(store.list(None, &path).map_err(text)?.join(" ")),

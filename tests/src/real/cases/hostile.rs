@@ -11,7 +11,7 @@ use crate::real::host::Host;
 use crate::real::snapshot::leaves_nothing;
 
 /// Block requests that must be answered by an error, as the appliance's `disk raw` takes them.
-const BAD_REQUESTS: [&str; 14] = [
+const BAD_REQUESTS: [&str; 22] = [
     "op=0 nr=0",
     "op=0 nr=12",
     "op=1 nr=255",
@@ -26,7 +26,33 @@ const BAD_REQUESTS: [&str; 14] = [
     "op=1 gref=400",
     "op=0 gref=4294967295",
     "op=77",
+    // Indirect: with more segments than were offered, and for something else.
+    "op=6 nr=0",
+    "op=6 nr=1",
+    "op=6 nr=5",
+    // Discards: gref, first and last lie where their length is.
+    "op=5 sector=32768 gref=1",
+    "op=5 sector=32767 gref=2",
+    "op=5 sector=8 gref=4294967295 first=255 last=255",
+    "op=5 sector=18446744073709551615 gref=1",
+    "op=5 nr=1 gref=8",
 ];
+
+/// Nodes that make no sense, as the guest's own.
+const BAD_NODES: [(&str, &str); 9] = [
+    ("ring-ref", "4000"),
+    ("ring-ref", "-1"),
+    ("event-channel", "1023"),
+    ("event-channel", "x"),
+    ("protocol", "arm-abi"),
+    ("multi-queue-num-queues", "0"),
+    ("multi-queue-num-queues", "9"),
+    ("multi-queue-num-queues", "many"),
+    ("ring-page-order", "5"),
+];
+
+/// How long a back end may take to end a disk.
+const ENDED_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Packets that must be refused, as the appliance's `net raw` takes them.
 const BAD_PACKETS: [&str; 7] = [
@@ -68,10 +94,74 @@ pub fn block(host: &Host) -> Outcome {
         good.fill_and_check(4, 64, 64)?;
         let mut image = std::fs::File::open(&images[1]).or_broken("open the image")?;
         out_of_range(&mut bad.disk(), &mut image)?;
+        host.step("events for nothing");
+        let stormed = bad.command("disk attack events=100000")?;
+        demand!(stormed.is_ok(), "{stormed:?}");
+        good.fill_and_check(5, 64, 64)?;
+        bad.fill_and_check(6, 64, 64)?;
+        disks_that_end(host, &good, &bad)?;
         all_daemons_run(host)?;
         bad.shutdown()?;
         good.shutdown()
     })
+}
+
+/// What a back end cannot go on with ends the disk of the guest that did it, which may connect again.
+fn disks_that_end(host: &Host, good: &Driver<'_>, bad: &Driver<'_>) -> Outcome {
+    let ended = |what: &str| -> Outcome {
+        host.wait_for(&format!("the disk ends: {what}"), ENDED_TIMEOUT, || {
+            let state = bad.command("disk state")?;
+            Ok((state == Ok("Closed".into())).then_some(()))
+        })?;
+        good.fill_and_check(7, 64, 64)?;
+        let again = bad.command("disk open")?;
+        demand!(again.is_ok(), "after {what}: {again:?}");
+        bad.fill_and_check(8, 64, 64)
+    };
+    host.step("requests that are not there");
+    for count in [33, 1000, u32::MAX / 2] {
+        let what = format!("disk attack requests={count} events=1");
+        let sent = bad.command(&what)?;
+        demand!(sent.is_ok(), "{sent:?}");
+        ended(&what)?;
+    }
+    host.step("the ring's own page as data");
+    let ring = bad.command("store read device/vbd/51712/ring-ref")?;
+    let ring = ring.map_err(scenarios::Stop::Failed)?;
+    // Its answer is overwritten, or what is read from the disk is taken for indices.
+    bad.tell(&format!("disk raw op=0 gref={ring} nr=1"))?;
+    good.fill_and_check(9, 64, 64)?;
+    // Whatever became of that command, its answer comes before this one's.
+    let again = bad.command("ping")?;
+    demand!(again.is_ok(), "{again:?}");
+    let again = bad.command("disk open")?;
+    demand!(again.is_ok(), "{again:?}");
+    bad.fill_and_check(9, 64, 64)?;
+    host.step("nodes that make no sense");
+    for (node, value) in BAD_NODES {
+        let path = format!("device/vbd/51712/{node}");
+        for line in [
+            "store write device/vbd/51712/state 1",
+            &format!("store write {path} {value}"),
+            "store write device/vbd/51712/state 3",
+        ] {
+            let done = bad.command(line)?;
+            demand!(done.is_ok(), "{line}: {done:?}");
+            // The back end is to see the states one by one.
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        ended(&format!("{node} is {value}"))?;
+    }
+    host.step("states and nodes written without end");
+    for node in ["state", "ring-ref"] {
+        let line = format!("store flood device/vbd/51712/{node} 2000");
+        let done = bad.command(&line)?;
+        demand!(done.is_ok(), "{line}: {done:?}");
+        good.fill_and_check(10, 64, 64)?;
+    }
+    let again = bad.command("disk open")?;
+    demand!(again.is_ok(), "{again:?}");
+    bad.fill_and_check(11, 64, 64)
 }
 
 /// Malformed packets: their sender's interface may end, another's goes on.
