@@ -31,6 +31,7 @@ pub mod pool;
 pub mod power;
 pub mod prepare;
 pub mod rename;
+pub mod resize;
 pub mod retrieve;
 pub mod storage;
 pub mod store;

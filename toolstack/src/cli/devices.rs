@@ -7,12 +7,12 @@ use clap::Args;
 use serde_json::{Value, json};
 use xen_hal::DomainInfo;
 use xlrs::attach::{self, Unwilling};
-use xlrs::config::{DiskConfig, NicConfig, parse_mac, vdev_number};
+use xlrs::config::{DiskConfig, NicConfig, memory_kib, parse_mac, vdev_number};
 use xlrs::destroy::{Device, devices};
 use xlrs::interrupt::Held;
 use xlrs::prepare::name_nic;
 use xlrs::store::texts;
-use xlrs::{Error, Kind, Result, userdata};
+use xlrs::{Error, Kind, Result, resize, userdata};
 
 use super::common::{Host, print, print_json};
 
@@ -47,6 +47,17 @@ pub struct BlockDetachArgs {
     /// Even if the guest does not let go of it
     #[arg(short, long)]
     force: bool,
+}
+
+#[derive(Args)]
+pub struct BlockResizeArgs {
+    /// The guest's name or number
+    domain: String,
+    /// The disk's name in the guest, such as `xvdb`, or its number
+    disk: String,
+    /// So large, if it is a raw file: a number of MiB, or a number and a unit, such as 20G. Without it the
+    /// size that file or device have now
+    size: Option<String>,
 }
 
 #[derive(Args)]
@@ -140,11 +151,30 @@ fn complaint(step: &'static str, text: &str) -> impl Fn((String, Option<String>)
 pub fn block_detach(args: &BlockDetachArgs) -> Result<ExitCode> {
     let host = Host::open()?;
     let info = host.domain(&args.domain)?;
-    let number = vdev_number(&args.disk).ok().map(|n| n.to_string());
-    let object = format!("{} of {}", args.disk, args.domain);
-    let found = |device: &Device| Ok(Some(&device.number) == number.as_ref());
-    let device = find(&host, &info, "vbd", &object, "block-list", found)?;
+    let device = find_disk(&host, &info, &args.domain, &args.disk)?;
     detach(&host, &info, &device, args.force, Unwilling::Spare)
+}
+
+pub fn block_resize(args: &BlockResizeArgs) -> Result<ExitCode> {
+    let bytes = args.size.as_deref().map(|text| match memory_kib(text) {
+        Some(kib) => Ok(kib << 10),
+        None => Err(Error::new("read the size", text, "it is no size")
+            .kind(Kind::Invalid)
+            .hint("a number of MiB, or a number and a unit: 64, 64M, 1G")),
+    });
+    let bytes = bytes.transpose()?;
+    let host = Host::open()?;
+    let info = host.domain(&args.domain)?;
+    let device = find_disk(&host, &info, &args.domain, &args.disk)?;
+    let sectors = resize::resize_disk(&host.store, &device, bytes)?;
+    print(&format!("{}: {sectors} sectors of 512 bytes\n", args.disk))
+}
+
+fn find_disk(host: &Host, info: &DomainInfo, domain: &str, disk: &str) -> Result<Device> {
+    let number = vdev_number(disk).ok().map(|n| n.to_string());
+    let object = format!("{disk} of {domain}");
+    let found = |device: &Device| Ok(Some(&device.number) == number.as_ref());
+    find(host, info, "vbd", &object, "block-list", found)
 }
 
 pub fn network_detach(args: &NetworkDetachArgs) -> Result<ExitCode> {

@@ -119,6 +119,8 @@ enum Command {
     BlockList(devices::ListArgs),
     /// Take a disk from a running guest
     BlockDetach(devices::BlockDetachArgs),
+    /// Make a running guest's disk larger, or have its new size seen
+    BlockResize(devices::BlockResizeArgs),
     /// Give a running guest another network card
     NetworkAttach(devices::NetworkAttachArgs),
     /// List the guests' network cards
@@ -324,6 +326,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         }
         Command::BlockList(args) => devices::block_list(&args),
         Command::BlockDetach(args) => devices::block_detach(&args),
+        Command::BlockResize(args) => devices::block_resize(&args),
         Command::NetworkAttach(mut args) => {
             args.dry_run = dry_run;
             devices::network_attach(&args)

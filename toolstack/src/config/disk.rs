@@ -310,7 +310,8 @@ impl Draft {
             format,
             vdev,
             number,
-            writable: self.access.unwrap_or(!self.cdrom),
+            // As libxl: whatever access= says.
+            writable: !self.cdrom && self.access.unwrap_or(true),
             cdrom: self.cdrom,
             discard: self.discard,
             backend_type: self.backend_type,

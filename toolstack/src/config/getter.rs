@@ -362,12 +362,6 @@ pub fn unsupported(disk: &DiskConfig) -> Option<(String, &'static str)> {
             return Some((what, "convert it: qemu-img convert -O qcow2 OLD NEW"));
         }
     }
-    if disk.cdrom {
-        return Some((
-            "CD drives are not supported yet".into(),
-            "attach it as a read-only disk",
-        ));
-    }
     if let Some(kind) = disk.backend_type.as_deref().filter(|kind| *kind != "phy") {
         return Some((
             format!("backendtype={kind} is not supported"),
