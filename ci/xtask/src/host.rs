@@ -98,7 +98,8 @@ fn missing_packages() -> Vec<&'static str> {
     missing
 }
 
-fn which(program: &str) -> Option<PathBuf> {
+/// Where a program is.
+pub fn which(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)
         .chain(["/usr/sbin".into(), "/sbin".into()])

@@ -13,6 +13,7 @@ use crate::image::{self, Image};
 use crate::packages::{self, XenVersion};
 use crate::paths::{self, make_dir};
 use crate::qemu::Qemu;
+use crate::qemu_img;
 use crate::runs::{self, RunFolder};
 use crate::snapshot;
 use crate::ui;
@@ -24,6 +25,8 @@ pub struct Prepared {
     images: BTreeMap<XenVersion, Image>,
     /// Our programs and guests.
     pub built: Built,
+    /// The host's qemu-img and what it needs.
+    qemu_img: BTreeMap<String, PathBuf>,
     /// Keep the folders of runs.
     pub keep: bool,
 }
@@ -82,8 +85,10 @@ impl Prepared {
                 "no crate has the program {name} yet: /lab/bin goes without it"
             ));
         }
+        let qemu_img = qemu_img::obtain(&lab)?;
         runs::sweep(&lab);
         Ok(Prepared {
+            qemu_img,
             lab,
             images,
             built,
@@ -300,13 +305,22 @@ fn fill_share(share: &Path, prepared: &Prepared, image: &Image) -> Result<()> {
             copy(from, &share.join(sub).join(name))?;
         }
     }
+    let qemu_img = share.join("qemu-img");
+    make_dir(&qemu_img)?;
+    for (name, from) in &prepared.qemu_img {
+        link_or_copy(from, &qemu_img.join(name))?;
+    }
     for (from, to) in [(&image.vmlinuz, "vmlinuz"), (&image.guest_initrd, "initrd")] {
-        let to = share.join("debian").join(to);
-        if std::fs::hard_link(from, &to).is_err() {
-            copy(from, &to)?;
-        }
+        link_or_copy(from, &share.join("debian").join(to))?;
     }
     Ok(())
+}
+
+fn link_or_copy(from: &Path, to: &Path) -> Result<()> {
+    match std::fs::hard_link(from, to) {
+        Ok(()) => Ok(()),
+        Err(_) => copy(from, to),
+    }
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {

@@ -21,6 +21,7 @@ mod lab;
 mod packages;
 mod paths;
 mod qemu;
+mod qemu_img;
 mod qmp;
 mod runs;
 mod services;

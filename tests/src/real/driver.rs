@@ -30,7 +30,16 @@ impl<'a> Driver<'a> {
     ) -> Outcome<Driver<'a>> {
         let kernel = host.lab_file(KERNEL)?.display().to_string();
         let config = with(Config::new(name, &kernel, MEMORY_MIB));
-        let guest = RefCell::new(Guest::create(host, config)?);
+        Self::of(Guest::create(host, config)?)
+    }
+
+    /// One that somebody else has created.
+    pub fn adopt(host: &'a Host, name: &str) -> Outcome<Driver<'a>> {
+        Self::of(Guest::adopt(host, name)?)
+    }
+
+    fn of(guest: Guest<'a>) -> Outcome<Driver<'a>> {
+        let guest = RefCell::new(guest);
         let driver = Driver { guest };
         driver.ping()?;
         Ok(driver)

@@ -103,6 +103,17 @@ impl<'a> Guest<'a> {
         })
     }
 
+    /// One that was created by somebody else; from now on it is destroyed at the end.
+    pub fn adopt(host: &'a Host, name: &str) -> Outcome<Guest<'a>> {
+        let (dom, console) = attach(host, name)?;
+        Ok(Guest {
+            host,
+            name: name.into(),
+            dom,
+            console,
+        })
+    }
+
     /// Asks it to shut down and waits until it is gone.
     pub fn shutdown(self) -> Outcome {
         self.host.step(format!("shut {} down", self.name));

@@ -1,10 +1,13 @@
 //! The scenarios on real Xen, in the lab's dom0: which there are, and how one is run.
 
+mod backend;
 mod cases;
 mod console;
 mod driver;
 mod guest;
 mod host;
+mod journals;
+mod linux;
 mod snapshot;
 
 use serde::Serialize;
@@ -57,6 +60,14 @@ impl Entry {
         }
     }
 
+    /// On Debian 13's Xen only: it rests on what its libxl has and that of Debian 12 has not.
+    fn on_4_20(self) -> Entry {
+        Entry {
+            xen: &["4.20"],
+            ..self
+        }
+    }
+
     /// On Debian 11's Xen, too: what rests on Xen's interfaces most.
     fn and_4_14(self) -> Entry {
         Entry {
@@ -73,8 +84,9 @@ impl Entry {
 /// All scenarios.
 pub fn entries() -> Vec<Entry> {
     use cases::{
-        bad_input, block, changeover, commands, debian, device_nodes, disks, golden, hostile, http,
-        killed, lifecycle, script, stock_tools, store, survival, survive, upheaval,
+        bad_input, block, changeover, commands, cycles, debian, device_nodes, disks, features,
+        formats, golden, hostile, http, killed, lifecycle, script, stock_tools, store, survival,
+        survive, upheaval, vbd3,
     };
     let about_survive =
         "the store daemon is killed in the middle of create and destroy; nobody notices";
@@ -120,6 +132,38 @@ pub fn entries() -> Vec<Entry> {
             .stock(&["blkback"])
             .timeout_s(240)
             .on_4_17(),
+        Entry::new(
+            "block-features-debian",
+            "every feature of the block back end with Linux's front end, by name",
+            features::linux::all,
+        )
+        .timeout_s(600),
+        Entry::new(
+            "block-features-ours",
+            "every feature of the block back end with our front end, by name",
+            features::ours::all,
+        )
+        .timeout_s(400),
+        Entry::new(
+            "block-cycles",
+            "a disk is attached and detached 100 times: nothing of it stays in dom0 or the guest",
+            cycles::all,
+        )
+        .timeout_s(400)
+        .on_4_17(),
+        Entry::new(
+            "block-vbd3-xl",
+            "disks that a stock xl declares as vbd3 are served by ours, beside the kernel's vbd",
+            vbd3::by_xl,
+        )
+        .stock(&["xl", "xenstored", "console", "netback"])
+        .on_4_20(),
+        Entry::new(
+            "block-formats",
+            "qcow2, VHD and VMDK under a guest of xlrs and of a stock xl, judged by qemu-img",
+            formats::all,
+        )
+        .timeout_s(600),
         Entry::new("http-ours", about_http, http::serve).and_4_14(),
         Entry::new("http-stock", about_http, http::serve).stock(ALL_STOCK),
         Entry::new("http-our-netback", about_http, http::serve)

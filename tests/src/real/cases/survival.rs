@@ -1,27 +1,21 @@
 //! The block back end is killed under load, and nobody notices.
 
-use std::os::unix::fs::FileExt;
-use std::path::Path;
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use scenarios::block::BlockGuest;
 use scenarios::{OrStop, Outcome, Stop, demand};
 use xen_fake::Schedule;
 
+use crate::real::backend;
 use crate::real::driver::Driver;
 use crate::real::host::Host;
+use crate::real::journals::in_flight;
 use crate::real::snapshot::leaves_nothing;
 
 /// Kills that count: with a request in flight.
 const KILLS: usize = 100;
-/// Where the back end has its account of what runs, and how it stands in it (blkback's `journal.rs`).
-const JOURNALS: &str = "/run/xlrs/blkback";
-const RECORDS: u64 = 256;
-const RECORD: u64 = 128;
-const RUNNING: u32 = 1;
 
 /// Writes that follow each other on the same sectors, each verified, while the back end is killed at random
 /// moments: no error and no wrong byte.
@@ -45,12 +39,14 @@ pub fn kills(host: &Host) -> Outcome {
             (killed, rounds)
         });
         let rounds = rounds?;
-        let (all, in_flight, most) = killed?;
-        host.step(format!(
-            "{all} kills, {in_flight} of them with requests in flight, up to {most}; \
-             {rounds} rounds were verified"
-        ));
-        demand!(in_flight >= KILLS, "only {in_flight} kills counted");
+        let killed = killed?;
+        host.step(format!("{killed:?}; {rounds} rounds were verified"));
+        demand!(
+            killed.counted >= KILLS,
+            "only {} kills counted",
+            killed.counted
+        );
+        demand!(killed.overtakers > 0, "all requests were answered in order");
         driver.fill_and_check(99, 0, 4096)?;
         driver.shutdown()
     })
@@ -73,71 +69,33 @@ fn load(driver: &Driver<'_>, over: &AtomicBool) -> Outcome<u64> {
     Ok(round)
 }
 
-/// Kills the back end at random moments until enough kills had a request in flight. How many there were,
-/// how many counted, and the most requests in flight.
-fn kill_often(over: &AtomicBool) -> Outcome<(usize, usize, usize)> {
+/// What the kills met.
+#[derive(Debug, Default)]
+struct Killed {
+    kills: usize,
+    /// Those with a request in flight.
+    counted: usize,
+    /// Most requests in flight.
+    most: usize,
+    /// Requests that had been answered before one that was taken earlier.
+    overtakers: usize,
+}
+
+/// Kills the back end at random moments until enough kills had a request in flight.
+fn kill_often(over: &AtomicBool) -> Outcome<Killed> {
     let mut dice = Schedule::new(0x6b69_6c6c);
-    let (mut all, mut counted, mut most) = (0, 0, 0);
-    while counted < KILLS && !over.load(Ordering::Acquire) {
+    let mut met = Killed::default();
+    while met.counted < KILLS && !over.load(Ordering::Acquire) {
         std::thread::sleep(Duration::from_micros(20_000 + dice.pick(150_000) as u64));
-        let (pid, words) = backend()?;
+        let (pid, words) = backend::process()?;
         kill_process(pid, Signal::KILL).or_broken("kill the back end")?;
-        all += 1;
-        let running = in_flight()?;
-        counted += usize::from(running > 0);
-        most = most.max(running);
-        demand!(all < 20 * KILLS, "of {all} kills only {counted} counted");
-        let deadline = Instant::now() + Duration::from_secs(10);
-        // The store's node stays when the process is killed; the daemon waits for its predecessor's end.
-        loop {
-            let started = Command::new(&words[0]).args(&words[1..]).status();
-            match started {
-                Ok(status) if status.success() => break,
-                _ if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
-                other => return Err(Stop::Failed(format!("{}: {other:?}", words.join(" ")))),
-            }
-        }
+        let found = in_flight()?;
+        met.kills += 1;
+        met.counted += usize::from(found.running > 0);
+        met.most = met.most.max(found.running);
+        met.overtakers += found.overtakers;
+        demand!(met.kills < 20 * KILLS, "too few kills counted: {met:?}");
+        backend::start(&words)?;
     }
-    Ok((all, counted, most))
-}
-
-/// The back end's process and its command line.
-fn backend() -> Outcome<(Pid, Vec<String>)> {
-    let processes = std::fs::read_dir("/proc").or_broken("read /proc")?;
-    for entry in processes.flatten() {
-        let name = entry.file_name();
-        let Some(number) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
-            continue;
-        };
-        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
-        let words: Vec<String> = line
-            .split(|&byte| byte == 0)
-            .filter(|word| !word.is_empty())
-            .map(|word| String::from_utf8_lossy(word).into_owned())
-            .collect();
-        let is_it = words
-            .first()
-            .is_some_and(|first| Path::new(first).ends_with("blkback"));
-        if let (true, Some(pid)) = (is_it, Pid::from_raw(number)) {
-            return Ok((pid, words));
-        }
-    }
-    Err(Stop::Failed("no back end is running".into()))
-}
-
-/// How many requests the back end that was killed had begun and not answered.
-fn in_flight() -> Outcome<usize> {
-    let files = std::fs::read_dir(JOURNALS).or_broken(format!("read {JOURNALS}"))?;
-    let mut running = 0;
-    for entry in files.flatten() {
-        let file = std::fs::File::open(entry.path()).or_broken("open a journal")?;
-        let length = file.metadata().or_broken("look at a journal")?.len();
-        for at in (RECORDS..length).step_by(RECORD as usize) {
-            let mut state = [0; 4];
-            file.read_exact_at(&mut state, at)
-                .or_broken("read a journal")?;
-            running += usize::from(u32::from_le_bytes(state) == RUNNING);
-        }
-    }
-    Ok(running)
+    Ok(met)
 }

@@ -1,0 +1,70 @@
+//! The block back end as a process: which it is, and starting it again.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use scenarios::{OrStop, Outcome, Stop};
+
+use crate::real::host::Host;
+
+/// How long it may take to be there again, or to be gone.
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Its process and its command line.
+pub fn process() -> Outcome<(Pid, Vec<String>)> {
+    let processes = std::fs::read_dir("/proc").or_broken("read /proc")?;
+    for entry in processes.flatten() {
+        let name = entry.file_name();
+        let Some(number) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        let line = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let words: Vec<String> = line
+            .split(|&byte| byte == 0)
+            .filter(|word| !word.is_empty())
+            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .collect();
+        let is_it = words
+            .first()
+            .is_some_and(|first| Path::new(first).ends_with("blkback"));
+        if let (true, Some(pid)) = (is_it, Pid::from_raw(number)) {
+            return Ok((pid, words));
+        }
+    }
+    Err(Stop::Failed("no back end is running".into()))
+}
+
+/// Starts it, once the one before has ended.
+pub fn start(words: &[String]) -> Outcome {
+    let deadline = Instant::now() + TIMEOUT;
+    // The store's node stays when the process is killed; the daemon waits for its predecessor's end.
+    loop {
+        let started = Command::new(&words[0]).args(&words[1..]).status();
+        match started {
+            Ok(status) if status.success() => return Ok(()),
+            _ if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(20)),
+            other => return Err(Stop::Failed(format!("{}: {other:?}", words.join(" ")))),
+        }
+    }
+}
+
+/// Ends it in order and starts it with more words; the command line that it had before.
+pub fn restart_with(host: &Host, more: &[String]) -> Outcome<Vec<String>> {
+    let (_, usual) = process()?;
+    let mut words = usual.clone();
+    words.extend_from_slice(more);
+    restart_as(host, &words)?;
+    Ok(usual)
+}
+
+/// Ends it in order and starts it by this command line.
+pub fn restart_as(host: &Host, words: &[String]) -> Outcome {
+    let (pid, _) = process()?;
+    kill_process(pid, Signal::TERM).or_broken("end the back end")?;
+    host.wait_for("the back end ends", TIMEOUT, || {
+        Ok(test_kill_process(pid).is_err().then_some(()))
+    })?;
+    start(words)
+}

@@ -1,0 +1,115 @@
+//! A disk comes and goes many times, and nothing of it stays: neither in dom0 nor in the guest.
+
+use std::time::Duration;
+
+use rustix::process::Pid;
+use scenarios::block::BlockGuest;
+use scenarios::{OrStop, Outcome, Stop, demand, demand_eq};
+
+use crate::real::backend;
+use crate::real::driver::Driver;
+use crate::real::host::Host;
+use crate::real::snapshot::leaves_nothing;
+
+const CYCLES: u64 = 100;
+/// Before anything is counted: what is made once and kept is there then.
+const WARM_UP: u64 = 5;
+const SEEN: Duration = Duration::from_secs(20);
+/// Kept memory that may be found afterwards: an allocator's, not a leak of a page a cycle.
+const ROOM_KIB: u64 = 256;
+
+/// What the back end holds, counted.
+#[derive(Debug, PartialEq, Eq)]
+struct Held {
+    descriptors: usize,
+    threads: usize,
+    /// Ranges of guests' pages that are mapped.
+    mappings: usize,
+    /// Accounts of queues.
+    journals: usize,
+}
+
+/// 100 attachments and detachments, with data written and read in between.
+pub fn all(host: &Host) -> Outcome {
+    let image = host.zero_file("disk.img", 8)?.display().to_string();
+    leaves_nothing(host, || {
+        let guest = Driver::create(host, "cycles", |config| config)?;
+        let (pid, _) = backend::process()?;
+        let before = Held::by(pid)?;
+        for n in 0..WARM_UP {
+            cycle(host, &guest, &image, n)?;
+        }
+        let memory = [resident_kib(pid)?, guest_kib(&guest)?];
+        for n in 0..CYCLES {
+            cycle(host, &guest, &image, n)?;
+        }
+        let after = Held::by(pid)?;
+        host.step(format!(
+            "{CYCLES} cycles; the back end held {before:?}, now {after:?}"
+        ));
+        demand_eq!(after, before, "what the back end holds");
+        let now = [resident_kib(pid)?, guest_kib(&guest)?];
+        host.step(format!(
+            "KiB of back end and guest: {memory:?}, now {now:?}"
+        ));
+        for (before, now) in memory.iter().zip(now) {
+            demand!(
+                now <= before + ROOM_KIB,
+                "of {before} KiB there are {now} KiB after {CYCLES} cycles"
+            );
+        }
+        guest.shutdown()
+    })
+}
+
+fn cycle(host: &Host, guest: &Driver<'_>, image: &str, n: u64) -> Outcome {
+    let spec = format!("{image},raw,xvdb,w");
+    host.toolstack(&["block-attach", "cycles", &spec])?;
+    // With several queues and pages, that more can be left behind.
+    for line in ["disk use 51728", "disk open queues=2 order=1"] {
+        let answer = guest.command(line)?;
+        answer.map_err(|error| Stop::Failed(format!("cycle {n}: {line}: {error}")))?;
+    }
+    let mut disk = guest.disk();
+    disk.fill(n, 0, 128)?;
+    demand!(disk.holds(n, 0, 128)?, "cycle {n}: it reads differently");
+    host.toolstack(&["block-detach", "cycles", "xvdb"])?;
+    host.wait_for("the front end has let go", SEEN, || {
+        let state = guest.command("disk state")?;
+        Ok((state == Ok("Closed".into())).then_some(()))
+    })
+}
+
+impl Held {
+    fn by(pid: Pid) -> Outcome<Held> {
+        let folder = format!("/proc/{}", pid.as_raw_nonzero());
+        let count = |path: &str| -> Outcome<usize> {
+            let entries = std::fs::read_dir(path).or_broken(format!("read {path}"))?;
+            Ok(entries.count())
+        };
+        let maps = format!("{folder}/maps");
+        let maps = std::fs::read_to_string(&maps).or_broken(format!("read {maps}"))?;
+        Ok(Held {
+            descriptors: count(&format!("{folder}/fd"))?,
+            threads: count(&format!("{folder}/task"))?,
+            mappings: maps.matches("gntdev").count(),
+            journals: count("/run/xlrs/blkback")?,
+        })
+    }
+}
+
+/// Memory of a process that is its own.
+fn resident_kib(pid: Pid) -> Outcome<u64> {
+    let path = format!("/proc/{}/status", pid.as_raw_nonzero());
+    let text = std::fs::read_to_string(&path).or_broken(format!("read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.or_broken("no RssAnon")
+}
+
+/// What the guest's heap has handed out.
+fn guest_kib(guest: &Driver<'_>) -> Outcome<u64> {
+    let said = guest.command("memory")?.map_err(Stop::Failed)?;
+    let used = said.split_whitespace().nth(2).and_then(|n| n.parse().ok());
+    used.or_fail(format!("memory is {said:?}"))
+}
