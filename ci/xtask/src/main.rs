@@ -1,4 +1,4 @@
-//! The one door to the project: `cargo xtask lab|demo|test|bench`.
+//! The one door to the project: `cargo xtask lab|demo|test|bench|fuzz`.
 //!
 //! Invariant: stdout belongs to the command in dom0 or to the result; all else goes to stderr.
 //! Invariant: nothing is installed in or written to the host outside the lab folder and target/,
@@ -14,6 +14,7 @@ mod cpio;
 mod demo;
 mod elf;
 mod error;
+mod fuzz;
 mod host;
 mod image;
 mod kmod;
@@ -79,6 +80,11 @@ enum Verb {
     /// unit, better, ratio}, ratio = subject / peer.
     #[command(subcommand)]
     Bench(Bench),
+    /// Fuzzes what peers send, with coverage.
+    ///
+    /// Begins with inputs made from numbers; goes on with what an earlier run has kept in
+    /// target/fuzz/corpus. What makes a target fail is put into target/fuzz/found.
+    Fuzz(fuzz::FuzzArgs),
 }
 
 #[derive(Subcommand)]
@@ -137,6 +143,7 @@ fn main() -> ExitCode {
         Verb::Bench(Bench::Create(args)) => bench::create(&args),
         Verb::Bench(Bench::Blk(args)) => bench::blk(&args),
         Verb::Bench(Bench::Store(args)) => bench_store::run(&args),
+        Verb::Fuzz(args) => fuzz::run(&args),
     };
     match result {
         Ok(status) => ExitCode::from(status.clamp(0, 255) as u8),

@@ -1,8 +1,11 @@
-//! Bytes over a socket, with coverage: `cargo +nightly fuzz run socket` in `xenstore/fuzz`'s parent.
+//! Bytes over a socket, with coverage.
 #![no_main]
 
 #[allow(dead_code)]
 #[path = "../../xenstored/tests/targets/mod.rs"]
 mod targets;
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| targets::socket(bytes));
+libfuzzer_sys::fuzz_target!(
+    init: targets::seeds::write("socket"),
+    |bytes: &[u8]| targets::socket(bytes)
+);

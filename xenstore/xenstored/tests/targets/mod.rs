@@ -1,17 +1,36 @@
 //! What is fuzzed: a daemon is given bytes, over a socket or a ring, and must neither end nor lose count of anything, and
-//! must serve others afterwards. Used by `tests/fuzz.rs` and, through cargo-fuzz, by `xenstore/fuzz`.
+//! must serve others afterwards; or it is given what it is to go on from. Used by `tests/fuzz.rs` and by `xenstore/fuzz`.
 
+pub mod seeds;
+
+use std::cell::RefCell;
 use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 
 use xen_fake::World;
 use xen_hal::EventChannels;
 use xen_ring::{ByteRing, STORE};
+use xen_sys::{DomId, Errno, Port};
 use xenstored::core::limits::Limits;
-use xenstored::core::{ConnId, DomainReport, DomainState, Identity};
-use xenstored::daemon::Daemon;
+use xenstored::core::state::State;
+use xenstored::core::{Buffered, ConnId, Core, DomainReport, DomainState, Event, Host, Identity};
 use xenstored::daemon::world::{DomainList, HalWorld, NoWorld, StoreWorld};
-use xs_wire::{Client, Permission, Request};
+use xenstored::daemon::{Daemon, live};
+use xs_wire::{Client, Header, Op, Permission, Request};
+
+/// All targets, by name.
+pub const ALL: [(&str, fn(&[u8])); 4] = [
+    ("socket", socket),
+    ("ring", ring),
+    ("update", update),
+    ("state", state),
+];
+
+/// The target of this name.
+pub fn find(name: &str) -> Option<fn(&[u8])> {
+    let found = ALL.iter().find(|(known, _)| *known == name)?;
+    Some(found.1)
+}
 
 struct Domains(World);
 
@@ -134,4 +153,114 @@ pub fn ring(bytes: &[u8]) {
     other.check(&mut daemon);
     let gone = other.ask(&mut daemon, Request::Directory(b"/local/domain"));
     assert!(gone.is_empty(), "its nodes are gone");
+}
+
+/// The bytes are the stream of a live update.
+pub fn update(bytes: &[u8]) {
+    let good = live::check(bytes, Limits::default()).is_ok();
+    let others = RefCell::new(Vec::new());
+    let inherit = |_| {
+        let (theirs, other) = UnixStream::pair().map_err(|error| error.to_string())?;
+        others.borrow_mut().push(other);
+        Ok(theirs.into())
+    };
+    let resumed = live::resume(bytes, Limits::default(), inherit, |_, _| Ok(NoWorld));
+    assert_eq!(resumed.is_ok(), good, "what is checked can be gone on from");
+    if let Ok(inheritance) = resumed {
+        let mut daemon = inheritance.daemon;
+        daemon.step().expect("the daemon goes on");
+        // Not what its nodes are counted as: a stream may tell of more than any guest could have made.
+        let mut client = Socket::new(&mut daemon);
+        client.ask(&mut daemon, Request::Control(vec![b"memreport"]));
+    }
+}
+
+/// Hears of nothing that comes out of a store. Domains 1 to 3 live.
+pub struct Mute;
+
+impl Host for Mute {
+    fn domain_identity(&mut self, dom: DomId) -> Option<Identity> {
+        (1..4).contains(&dom.0).then_some(Identity::UNKNOWN)
+    }
+
+    fn domain_states(&mut self) -> Option<Vec<DomainReport>> {
+        let report = |dom| DomainReport {
+            dom: DomId(dom),
+            identity: Identity::UNKNOWN,
+            state: DomainState::Running,
+        };
+        Some((1..4).map(report).collect())
+    }
+
+    fn connect(&mut self, dom: DomId, _: u64, _: Port, _: u32) -> Result<ConnId, Errno> {
+        Ok(ConnId(u64::from(dom.0) + 1))
+    }
+
+    fn rebind(&mut self, _: ConnId, _: DomId, _: Port) -> Result<(), Errno> {
+        Ok(())
+    }
+
+    fn disconnect(&mut self, _: ConnId) {}
+
+    fn reply(&mut self, _: ConnId, _: Op, _: &Header, _: &[u8]) {}
+
+    fn event(&mut self, _: ConnId, _: Event, _: usize) {}
+
+    fn waiting_bytes(&mut self, _: ConnId) -> usize {
+        0
+    }
+
+    fn buffered(&self, _: ConnId) -> Buffered {
+        Buffered::default()
+    }
+
+    fn log(&mut self, _: &str) {}
+}
+
+/// A store with a client of dom0's and three guests: connections 1 to 4.
+fn core() -> Core {
+    let mut core = Core::new(Limits::default());
+    core.attach_dom0(ConnId(1));
+    for dom in (1..4).map(DomId) {
+        ask(&mut core, Request::Introduce(dom, 0, Port(1)));
+    }
+    core
+}
+
+fn ask(core: &mut Core, request: Request<'_>) {
+    let mut body = Vec::new();
+    request.encode(&mut body).expect("a request");
+    let header = Header {
+        op: request.op().code(),
+        req_id: 0,
+        tx_id: 0,
+        len: body.len() as u32,
+    };
+    core.request(&mut Mute, ConnId(1), &header, &body);
+}
+
+/// The bytes are a store, of this or another daemon, that is to be gone on from.
+pub fn state(bytes: &[u8]) {
+    let Ok(state) = State::decode(bytes) else {
+        return;
+    };
+    let mut core = Core::import(state);
+    // Whatever it was told, it can tell it in turn.
+    let told = core.export();
+    let again = State::decode(&told.encode()).expect("its own words");
+    assert_eq!(again, told);
+    core.attach_dom0(ConnId(u64::MAX));
+    core.domains_changed(&mut Mute);
+    for seed in 0..4 {
+        let (mut left, mut conn) = (&seeds::input("socket", seed)[1..], 0);
+        while let Some((header, rest)) = left.split_first_chunk() {
+            let header = Header::decode(header);
+            let Some((body, rest)) = rest.split_at_checked(header.len as usize) else {
+                break;
+            };
+            conn = (conn + 1) % 5;
+            core.request(&mut Mute, ConnId(conn), &header, body);
+            left = rest;
+        }
+    }
 }
