@@ -226,7 +226,7 @@ pub fn entries() -> Vec<Entry> {
         .stock(&["xenstored"]),
         Entry::new(
             "store-changeover",
-            "C xenstored becomes ours, and ours another of ours, under guests that live on",
+            "C xenstored becomes ours, ours another, and that C again, under guests that live on; ours is killed",
             changeover::all,
         )
         .stock(ALL_STOCK)

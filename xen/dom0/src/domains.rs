@@ -10,7 +10,9 @@ use xen_sys::arch_x86::{
 use xen_sys::domctl::{
     self, AddressSize, CpuPolicy, HypercallInit, MaxMem, MaxVcpus, Payload, TscInfo, VcpuContext,
 };
-use xen_sys::event_channel::{AllocUnbound, EVTCHNOP_ALLOC_UNBOUND};
+use xen_sys::event_channel::{
+    AllocUnbound, EVTCHNOP_ALLOC_UNBOUND, EVTCHNOP_STATUS, EVTCHNSTAT_INTERDOMAIN, Status,
+};
 use xen_sys::memory::{MemoryReservation, XENMEM_CLAIM_PAGES, XENMEM_POPULATE_PHYSMAP};
 use xen_sys::sched::{RemoteShutdown, SCHEDOP_REMOTE_SHUTDOWN};
 use xen_sys::sysctl::{self, GetDomainInfoList};
@@ -294,6 +296,25 @@ impl DomainControl for Hypervisor {
 }
 
 impl Hypervisor {
+    /// What one of our own ports is bound to: a domain and its port, if it is bound to any.
+    #[doc(alias = "EVTCHNOP_status")]
+    pub fn peer_of(&self, port: Port) -> Result<Option<(DomId, Port)>> {
+        let argument = Status {
+            dom: DomId::SELF,
+            port,
+            ..Status::ZERO
+        };
+        let answer = self.simple_call(
+            "EVTCHNOP_status",
+            hypercall::EVENT_CHANNEL_OP,
+            EVTCHNOP_STATUS,
+            DomId::SELF,
+            &argument,
+        )?;
+        let is_bound = answer.status == EVTCHNSTAT_INTERDOMAIN;
+        Ok(is_bound.then_some((answer.peer_dom, answer.peer_port)))
+    }
+
     fn plain_domctl(&self, op: &'static str, cmd: u32, dom: DomId) -> Result<()> {
         self.domctl_raw(op, cmd, dom, Payload::ZERO).map(drop)
     }

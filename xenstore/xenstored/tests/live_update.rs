@@ -441,6 +441,43 @@ fn what_fails_changes_nothing() {
     assert_eq!(client.read(0, "/a"), "1");
 }
 
+/// C xenstored reads a message's rest with calls that wait, and takes "not yet" for the connection's end.
+#[test]
+fn what_another_s_program_inherits_waits() {
+    let daemon = Daemon::start("waits");
+    let mut client = daemon.connect();
+    client.write("/a", "1");
+    let flags = daemon.path("flags");
+    let program = daemon.path("theirs");
+    // Its standard streams are not looked at.
+    let script = format!(
+        "#! /bin/sh\nfor f in /proc/$$/fd/*; do n=${{f##*/}}; [ $n -gt 2 ] && [ -S $f ] &&\n\
+         grep flags: /proc/$$/fdinfo/$n; done > {0}.new; mv {0}.new {0}; exec sleep 60\n",
+        flags.display()
+    );
+    std::fs::write(&program, script).unwrap();
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let name = program.to_str().unwrap().as_bytes();
+    assert_eq!(client.control(&[b"live-update", b"-f", name]), "OK");
+    client.send(0, &Request::Control(vec![b"live-update", b"-s"]));
+    let begun = Instant::now();
+    while !flags.exists() {
+        assert!(begun.elapsed() < PATIENCE, "the program does not run");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let flags = std::fs::read_to_string(flags).unwrap();
+    let all: Vec<u32> = flags
+        .lines()
+        .map(|line| u32::from_str_radix(line.trim_start_matches("flags:").trim(), 8).unwrap())
+        .collect();
+    assert!(
+        all.len() >= 3,
+        "the client's, the listening one, the world's: {all:?}"
+    );
+    let nonblock = rustix::fs::OFlags::NONBLOCK.bits();
+    assert!(all.iter().all(|flags| flags & nonblock == 0), "{flags}");
+}
+
 #[test]
 fn there_must_be_a_state() {
     let path = std::env::temp_dir().join(format!("live-{}-none", std::process::id()));

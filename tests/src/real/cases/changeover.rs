@@ -14,8 +14,10 @@ const PID_FILE: &str = "/run/xenstored.pid";
 const OURS: &str = "/lab/bin/xenstored";
 const ROOT: &str = "/xlrs-changeover";
 
-/// There, and to ours again; guests with disks before, through and after each.
+/// There, to ours again, back and there once more; guests with disks before, through and after each. At last the daemon is
+/// killed, which only knows from Xen where the guests' event channels end.
 pub fn all(host: &Host) -> Outcome {
+    let theirs = running()?;
     let image = host.zero_file("disk.img", 16)?;
     leaves_nothing(host, || {
         let witness = Driver::create(host, "witness", |config| config.disk(&image))?;
@@ -23,7 +25,16 @@ pub fn all(host: &Host) -> Outcome {
         let old = host.store()?;
         let bell = format!("{ROOT}/bell");
         old.watch(&bell, "bell").or_fail("watch")?;
-        for (round, program) in [OURS, OURS].map(Path::new).into_iter().enumerate() {
+        let programs = [
+            OURS.as_ref(),
+            OURS.as_ref(),
+            theirs.as_path(),
+            OURS.as_ref(),
+        ];
+        for (round, program) in programs.into_iter().enumerate() {
+            // The toolstack's process waits for its end through a connection of before.
+            let image = host.zero_file("leaver.img", 16)?;
+            let leaver = Driver::create(host, "leaver", |config| config.disk(&image))?;
             let kept = format!("{ROOT}/kept");
             let value = round.to_string();
             old.write(None, &kept, value.as_bytes()).or_fail("write")?;
@@ -37,6 +48,8 @@ pub fn all(host: &Host) -> Outcome {
             let store = witness.store();
             store.write(None, &home, b"it").or_fail("a guest's write")?;
             witness.fill_and_check(round as u64 + 2, 0, 512)?;
+            host.step("a guest of before ends");
+            leaver.shutdown()?;
             host.step("a new guest, whose back end dom0's kernel must hear of");
             let image = host.zero_file("other.img", 16)?;
             let other = Driver::create(host, "newcomer", |config| config.disk(&image))?;
@@ -46,7 +59,14 @@ pub fn all(host: &Host) -> Outcome {
                 _ => other.destroy()?,
             }
         }
-        witness.shutdown()?;
+        killed(host)?;
+        host.step("the guest writes to the store");
+        let home = format!("/local/domain/{}/data/seen", witness.dom());
+        let store = witness.store();
+        store
+            .write(None, &home, b"still")
+            .or_fail("a guest's write")?;
+        witness.destroy()?;
         host.store()?
             .rm(None, ROOT)
             .or_fail("remove what was written")
@@ -74,6 +94,15 @@ fn update(host: &Host, program: &Path) -> Outcome {
         pid.trim(),
         now.display()
     );
+    Ok(())
+}
+
+/// The daemon is killed, and another started that goes on.
+fn killed(host: &Host) -> Outcome {
+    let pid = std::fs::read_to_string(PID_FILE).or_broken(format!("read {PID_FILE}"))?;
+    host.step(format!("{} is killed and started again", pid.trim()));
+    host.run(&["kill", "-9", pid.trim()])?.succeeded()?;
+    host.run(&[OURS, "--pid-file", PID_FILE])?.succeeded()?;
     Ok(())
 }
 

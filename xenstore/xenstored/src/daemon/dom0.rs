@@ -26,6 +26,11 @@ impl DomainList for Hypervisor {
         Ok(reports)
     }
 
+    fn peer_port(&mut self, port: Port, dom: DomId) -> Option<Port> {
+        let (peer, remote) = self.peer_of(port).ok()??;
+        (peer == dom).then_some(remote)
+    }
+
     fn identity(&mut self, dom: DomId) -> Option<Identity> {
         let info = self.info(dom).ok()??;
         self.identity_of(&info).ok()?.map(Identity)

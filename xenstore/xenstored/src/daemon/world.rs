@@ -34,6 +34,10 @@ pub trait StoreWorld {
     fn bind(&mut self, dom: DomId, port: Port) -> Result<Port>;
     /// Closes a local port.
     fn unbind(&mut self, port: Port);
+    /// The port of a domain's that one of ours is bound to, if that can be found out.
+    fn peer_port(&mut self, _port: Port, _dom: DomId) -> Option<Port> {
+        None
+    }
     /// Sends an event.
     fn notify(&mut self, port: Port);
     /// Takes what has happened next, without waiting. A port may fire again at once.
@@ -103,6 +107,11 @@ impl StoreWorld for NoWorld {
 pub trait DomainList {
     /// All of them.
     fn list(&mut self) -> Result<Vec<DomainReport>>;
+
+    /// The port of a domain's that one of ours is bound to, if that can be found out.
+    fn peer_port(&mut self, _port: Port, _dom: DomId) -> Option<Port> {
+        None
+    }
 
     /// Which of them has this number; `None` if none has.
     fn identity(&mut self, dom: DomId) -> Option<Identity> {
@@ -209,6 +218,10 @@ where
             self.virq = Some(bind(&self.events)?);
         }
         Ok(())
+    }
+
+    fn peer_port(&mut self, port: Port, dom: DomId) -> Option<Port> {
+        self.domains.peer_port(port, dom)
     }
 
     fn event_fd(&self) -> Option<BorrowedFd<'_>> {

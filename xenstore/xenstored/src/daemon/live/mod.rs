@@ -16,10 +16,12 @@ mod session;
 mod write;
 
 use std::io::{self, Read, Seek, Write};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use xen_sys::Errno;
 use xs_wire::{Header, Op};
 
@@ -47,6 +49,19 @@ pub enum Due {
     Go(Handover),
     /// To tell the client why not.
     Refuse(String),
+}
+
+/// Lets calls on a descriptor wait, or not. Ours never wait; C xenstored's wait for the rest of a message.
+fn set_blocking(fd: BorrowedFd<'_>, blocking: bool) -> Result<(), String> {
+    let set = |flags: OFlags| match blocking {
+        true => flags - OFlags::NONBLOCK,
+        false => flags | OFlags::NONBLOCK,
+    };
+    let done = fcntl_getfl(fd).and_then(|flags| fcntl_setfl(fd, set(flags)));
+    done.map_err(|error| {
+        let number = fd.as_raw_fd();
+        format!("cannot set the flags of descriptor {number}: {error}")
+    })
 }
 
 impl<W: StoreWorld> Daemon<W> {

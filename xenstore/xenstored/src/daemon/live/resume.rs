@@ -3,12 +3,11 @@
 use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd, RawFd};
 
-use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use xen_sys::{DomId, Port};
 use xs_stream::{Connection, Peer, Reader, Record};
 
 use super::extra::{self, Extra, Kept};
-use super::foreign;
+use super::{foreign, set_blocking};
 use crate::core::limits::Limits;
 use crate::core::state::State;
 use crate::core::{ConnId, Core, Host};
@@ -78,7 +77,7 @@ pub fn resume<'a, W: StoreWorld>(
         .collect();
     let evtchn = some(told.evtchn)?;
     if let Some(fd) = &evtchn {
-        unblock(fd)?;
+        set_blocking(fd.as_fd(), false)?;
     }
     let world = open(evtchn, &ports)?;
     let now = told.state.now;
@@ -94,7 +93,7 @@ pub fn resume<'a, W: StoreWorld>(
         }
     }
     if let Some(socket) = &listener {
-        unblock(socket)?;
+        set_blocking(socket.as_fd(), false)?;
     }
     Ok(Inheritance {
         daemon,
@@ -148,7 +147,7 @@ impl<W: StoreWorld> Daemon<W> {
         let transport = match connection.peer {
             Peer::Socket(fd) => {
                 let socket = inherit(fd)?;
-                unblock(&socket)?;
+                set_blocking(socket.as_fd(), false)?;
                 Transport::Socket(socket)
             }
             Peer::Ring { dom, port, .. } => {
@@ -170,6 +169,10 @@ impl<W: StoreWorld> Daemon<W> {
                 };
                 if !told {
                     at.features = self.core.ring_features(dom);
+                    if dom != DomId::DOM0 {
+                        // Without it, whoever goes on after a death cannot serve the domain; we can.
+                        at.remote = self.io.world.peer_port(port, dom).unwrap_or(Port(0));
+                    }
                 }
                 Transport::Ring(Ring::go_on(memory, &at, port, told))
             }
@@ -187,12 +190,6 @@ impl<W: StoreWorld> Daemon<W> {
         self.io.wake(id);
         Ok(())
     }
-}
-
-fn unblock(fd: &OwnedFd) -> Result<(), String> {
-    let flags = fcntl_getfl(fd.as_fd());
-    let done = flags.and_then(|flags| fcntl_setfl(fd, flags | OFlags::NONBLOCK));
-    done.map_err(|error| format!("cannot use an inherited descriptor: {error}"))
 }
 
 fn read(stream: &[u8], limits: Limits) -> Result<Told<'_>, String> {
@@ -245,7 +242,7 @@ fn read(stream: &[u8], limits: Limits) -> Result<Told<'_>, String> {
                 Peer::Ring { dom, .. } => What::Ring(RingAt {
                     kernel: dom == DomId::DOM0,
                     dom,
-                    // Not told: who is killed later needs the guest to connect again.
+                    // Not told, but the world may know it.
                     remote: Port(0),
                     features: 0,
                     taken: 0,

@@ -119,6 +119,10 @@ impl<W: StoreWorld> Daemon<W> {
         let pid_file = own.pid_file.filter(|_| reader == Reader::Ours);
         let all = sockets.chain([own.listener]).chain(pid_file);
         for fd in all.chain(self.io.world.event_fd()) {
+            if reader != Reader::Ours {
+                // C takes "nothing to read now" in the middle of a message for the end of a connection.
+                super::set_blocking(fd, inherited)?;
+            }
             let set = |flags: FdFlags| match inherited {
                 true => flags - FdFlags::CLOEXEC,
                 false => flags | FdFlags::CLOEXEC,
