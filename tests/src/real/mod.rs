@@ -117,6 +117,13 @@ pub fn entries() -> Vec<Entry> {
             lifecycle::all,
         )
         .and_4_14(),
+        Entry::new(
+            "lifecycle-oxenstored",
+            "the same on the OCaml store daemon",
+            lifecycle::all,
+        )
+        .stock(&["oxenstored"])
+        .on_4_17(),
         Entry::new("block-ours", about_block, block::round_trip)
             .timeout_s(240)
             .and_4_14(),
