@@ -36,6 +36,9 @@ struct StartArgs {
     /// The folder with our programs
     #[arg(long, value_name = "FOLDER")]
     programs: Option<PathBuf>,
+    /// Disk images may name backing files below this folder; may be given several times
+    #[arg(long, value_name = "FOLDER")]
+    backing: Vec<PathBuf>,
     /// Print less
     #[arg(short, long)]
     quiet: bool,
@@ -68,6 +71,7 @@ pub fn host(args: &HostArgs) -> Result<ExitCode> {
             let wanted = Wanted {
                 stock: args.stock.iter().copied().collect(),
                 programs: args.programs.clone(),
+                backing: args.backing.clone(),
             };
             let preflight = || xen_dom0::preflight().map_err(|e| Error::new("reach Xen", "", e));
             host::start(&wanted, preflight, |line| {

@@ -29,6 +29,8 @@ pub struct Wanted {
     pub stock: BTreeSet<Part>,
     /// Where our programs are, if not beside this one or in PATH.
     pub programs: Option<PathBuf>,
+    /// Folders below which images may name backing files.
+    pub backing: Vec<PathBuf>,
 }
 
 /// Starts what does not run yet; tells `say` about each part. `preflight` checks that this is a dom0.
@@ -64,7 +66,7 @@ pub fn start(
                 );
             }
             (false, State::Stopped { .. }) => {
-                let pid = part.start(wanted.programs.as_deref(), TIMEOUT)?;
+                let pid = part.start(wanted, TIMEOUT)?;
                 format!("started, process {pid}, {} ms", begun.elapsed().as_millis())
             }
         };

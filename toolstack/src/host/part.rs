@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use xs_client::Connection;
 
+use super::Wanted;
 use super::process::{self, Program};
 use crate::error::{Error, Kind, Result};
 use crate::store::text;
@@ -177,7 +178,7 @@ impl Part {
     }
 
     /// Starts it and waits until it is ready; returns its process number.
-    pub(super) fn start(self, programs: Option<&Path>, timeout: Duration) -> Result<u32> {
+    pub(super) fn start(self, wanted: &Wanted, timeout: Duration) -> Result<u32> {
         let name = self.program();
         let first = match self {
             Part::Xenstored | Part::Blkback | Part::Netback => None,
@@ -185,7 +186,7 @@ impl Part {
             Part::Supervisor => Some("supervise"),
         };
         let (pid_file, log_file) = (self.pid_file(), self.log_file());
-        let mut program = Program::find(name, programs)?;
+        let mut program = Program::find(name, wanted.programs.as_deref())?;
         if let Some(first) = first {
             program.arg(first);
         }
@@ -196,6 +197,11 @@ impl Part {
         });
         program.arg("--pid-file").arg(&pid_file);
         program.arg("--log-file").arg(&log_file);
+        if self == Part::Blkback {
+            for folder in &wanted.backing {
+                program.arg("--backing").arg(folder);
+            }
+        }
         let help = format!("see {}", log_file.display());
         program.run(timeout).map_err(|e| e.hint(help.clone()))?;
         match self.state() {

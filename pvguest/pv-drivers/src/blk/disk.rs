@@ -234,7 +234,11 @@ impl<G: GrantTable, E: EventChannels, S: Store> Disk<G, E, S> {
     /// Ends it from our side for good: nothing is granted or bound any more, and the back end is told.
     pub fn close(&mut self) -> Result<()> {
         self.ended = true;
-        self.let_go()
+        match self.phase {
+            // Whose the nodes are now is not known: the toolstack may have made a disk anew.
+            Phase::Closed => Ok(()),
+            _ => self.let_go(),
+        }
     }
 
     fn let_go(&mut self) -> Result<()> {

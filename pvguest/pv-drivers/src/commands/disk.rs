@@ -62,7 +62,7 @@ impl<W: World> Interpreter<W> {
                 Ok(text)
             }
             "fill" => {
-                let range = Range::parse(words, info.sectors_512)?;
+                let range = Range::parse(&mut words, info.sectors_512)?;
                 range.each(|first, data| {
                     pattern::fill(range.seed, first, data);
                     blk::write(disk, first, data, wait).map_err(|error| error.to_string())
@@ -73,7 +73,7 @@ impl<W: World> Interpreter<W> {
                 Ok(String::new())
             }
             "check" => {
-                let range = Range::parse(words, info.sectors_512)?;
+                let range = Range::parse(&mut words, info.sectors_512)?;
                 let mut same = true;
                 range.each(|first, data| {
                     blk::read(disk, first, data, wait).map_err(|error| error.to_string())?;
@@ -82,6 +82,7 @@ impl<W: World> Interpreter<W> {
                 })?;
                 Ok(if same { "same" } else { "different" }.to_string())
             }
+            "mix" => super::mix::mix(disk, &mut words, wait),
             "flush" => blk::flush(disk, wait)
                 .map(|()| String::new())
                 .map_err(|error| error.to_string()),
@@ -106,6 +107,13 @@ impl<W: World> Interpreter<W> {
     /// Closes the disk that is in use and takes another.
     fn use_disk(&mut self, id: &str) -> Answer {
         let text = |error: xen_hal::Error| error.to_string();
+        let again = |disk: &&WorldDisk<W>| {
+            let same = disk.token().strip_prefix("vbd/") == Some(id);
+            same && (disk.phase().is_opening() || *disk.phase() == Phase::Connected)
+        };
+        if self.disk.as_ref().filter(again).is_some() {
+            return self.open_disk().map(|()| String::new());
+        }
         if let Some(mut disk) = self.disk.take() {
             disk.close().map_err(text)?;
         }
@@ -210,18 +218,18 @@ fn raw_disk<G: GrantTable, E: EventChannels, S: Store>(
 
 /// A run of sectors and a seed.
 #[derive(Clone, Copy)]
-struct Range {
-    seed: u64,
-    first: u64,
-    count: u64,
+pub(super) struct Range {
+    pub(super) seed: u64,
+    pub(super) first: u64,
+    pub(super) count: u64,
 }
 
 impl Range {
-    fn parse(mut words: SplitWhitespace<'_>, sectors: u64) -> Result<Range, String> {
+    pub(super) fn parse(words: &mut SplitWhitespace<'_>, sectors: u64) -> Result<Range, String> {
         let range = Range {
-            seed: parse(&mut words, "SEED")?,
-            first: parse(&mut words, "FIRST")?,
-            count: parse(&mut words, "COUNT")?,
+            seed: parse(words, "SEED")?,
+            first: parse(words, "FIRST")?,
+            count: parse(words, "COUNT")?,
         };
         match range.first.checked_add(range.count) {
             Some(end) if end <= sectors => Ok(range),

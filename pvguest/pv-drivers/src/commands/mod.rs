@@ -12,6 +12,7 @@
 //! disk discard FIRST COUNT          ok
 //! disk fill SEED FIRST COUNT        ok                   (writes the pattern, then flushes)
 //! disk check SEED FIRST COUNT       ok same | ok different
+//! disk mix SEED FIRST COUNT SEED FIRST COUNT    ok | ok different   (writes the one while it reads the other)
 //! disk flush                        ok
 //! disk raw op= nr= sector= first= last= gref= pages=      ok | error ...  (a request as it stands)
 //! disk attack events= requests=     ok                   (events for nothing, requests that are not there)
@@ -29,6 +30,7 @@
 //! Anything that does not work is answered by `error REASON`.
 
 mod disk;
+mod mix;
 mod net;
 
 use alloc::format;

@@ -55,12 +55,18 @@ pub fn kills(host: &Host) -> Outcome {
 /// Writes and verifies until it is over; how often.
 fn load(driver: &Driver<'_>, over: &AtomicBool) -> Outcome<u64> {
     let mut disk = driver.disk();
+    // What is read all the time while other sectors are written.
+    const STEADY: (u64, u64, u64) = (7777, 20_000, 4096);
+    let (seed, at, count) = STEADY;
+    disk.fill(seed, at, count)?;
     let mut round = 0;
     while !over.load(Ordering::Acquire) || round < 3 {
         round += 1;
         // Overlaps what the rounds before wrote: a write that is run again after it was acknowledged shows.
         let first = round % 5 * 64;
-        disk.fill(round, first, 8192)?;
+        let line = format!("disk mix {round} {first} 8192 {seed} {at} {count}");
+        let mixed = driver.command(&line)?;
+        demand!(mixed == Ok(String::new()), "{line}: {mixed:?}");
         demand!(
             disk.holds(round, first, 8192)?,
             "round {round}: what was written reads back differently"

@@ -12,29 +12,30 @@ use crate::real::host::Host;
 use crate::real::linux::Linux;
 use crate::real::snapshot::leaves_nothing;
 
-/// What the front end is told to use; each of them is the most that the back end offers.
-const MODULE: &str =
-    "modprobe xen-blkfront max_queues=8 max_ring_page_order=4 max_indirect_segments=256";
+/// How the driver is told to work, first: a queue for each processor, and pages that stay mapped. It takes
+/// pages for all segments of all slots then, so that not all can be had at once.
+const MANY_QUEUES: &str = "modprobe xen-blkfront max_queues=8 max_indirect_segments=32";
+/// The next time: the longest requests and the largest rings.
+const LARGE_RINGS: &str = "modprobe xen-blkfront max_queues=2 max_ring_page_order=4 \
+                           max_indirect_segments=256 feature_persistent=0";
 /// How long a change may take to be seen on the other side.
 const SEEN: Duration = Duration::from_secs(20);
 const GUEST: &str = "features";
 
-/// A feature: its name, the disk that shows it, the disk's description, and the check.
-type Feature = (
-    &'static str,
-    &'static str,
-    &'static str,
-    fn(&Scene<'_, '_>, &Disk) -> Outcome,
-);
+type Check = fn(&Scene<'_, '_>, &Disk) -> Outcome;
 
-const FEATURES: [Feature; 14] = [
-    ("protocol-native", "xvdb", "access=rw", protocol_native),
-    ("flush", "xvdb", "access=rw", flush),
-    ("persistent-grants", "xvdb", "access=rw", persistent),
-    ("indirect-256", "xvdb", "access=rw", indirect),
-    ("queues-8", "xvdb", "access=rw", queues),
-    ("ring-order-4", "xvdb", "access=rw", ring_order),
-    ("barrier", "xvdc", "access=rw", barrier),
+/// What is shown by one disk, before and after its front end has started over.
+const WITH_MANY_QUEUES: [(&str, Check); 4] = [
+    ("protocol-native", protocol_native),
+    ("flush", flush),
+    ("persistent-grants", persistent),
+    ("queues-8", queues),
+];
+const WITH_LARGE_RINGS: [(&str, Check); 2] =
+    [("indirect-256", indirect), ("ring-order-4", ring_order)];
+
+/// What is shown by a disk of its own: the feature, the disk, its description, the check.
+const WITH_ITS_OWN: [(&str, &str, &str, Check); 7] = [
     ("discard", "xvdd", "access=rw,discard", discard),
     ("no-discard", "xvde", "access=rw,no-discard", no_discard),
     ("sectors-4k", "xvdf", "access=rw", sectors_4k),
@@ -70,40 +71,48 @@ pub fn all(host: &Host) -> Outcome {
             &loops.display().to_string(),
         ])?;
         let device = sectors.succeeded()?.stdout.trim().to_owned();
-        let mut disks: Vec<Disk> = Vec::new();
-        for (_, vdev, more, _) in FEATURES {
-            if disks.iter().any(|disk| disk.vdev == vdev) {
-                continue;
-            }
-            let image = match vdev {
-                "xvdf" => PathBuf::from(&device),
-                _ => host.zero_file(&format!("{vdev}.img"), 8)?,
-            };
-            let (guest, dom) = (GUEST.to_owned(), guest.dom());
-            let disk = Disk {
-                guest,
-                dom,
+        let image = |vdev: &str| match vdev {
+            "xvdf" => Ok(PathBuf::from(&device)),
+            _ => host.zero_file(&format!("{vdev}.img"), 8),
+        };
+        let disk = |vdev| -> Outcome<Disk> {
+            Ok(Disk {
+                guest: GUEST.to_owned(),
+                dom: guest.dom(),
                 vdev,
-                image,
-            };
-            disk.attach(host, more)?;
-            disks.push(disk);
-        }
-        let disk = |vdev| disks.iter().find(|disk| disk.vdev == vdev);
-        let barrier = disk("xvdc").or_broken("no disk for the barrier")?;
-        let store = host.store()?;
+                image: image(vdev)?,
+            })
+        };
+        let [most, barrier] = [disk("xvdb")?, disk("xvdc")?];
+        most.attach(host, "access=rw")?;
+        barrier.attach(host, "access=rw")?;
         let flush = barrier.back("feature-flush-cache");
+        let store = host.store()?;
         store.write(None, &flush, b"0").or_broken("write")?;
-        guest.demand(MODULE)?;
-        for disk in &disks {
+        guest.demand(MANY_QUEUES)?;
+        for disk in [&most, &barrier] {
             scene.wait_block(disk.vdev, true)?;
         }
-        for (name, vdev, _, check) in FEATURES {
+        for (name, check) in WITH_MANY_QUEUES {
             host.step(format!("feature {name}"));
-            check(&scene, disk(vdev).or_broken("no such disk")?)?;
+            check(&scene, &most)?;
         }
+        host.step("feature barrier");
+        only_barrier(&scene, &barrier)?;
         host.step("feature reconnect");
-        reconnect(&scene, &disks)?;
+        let again = [most, barrier];
+        reconnect(&scene, &again)?;
+        for (name, check) in WITH_LARGE_RINGS {
+            host.step(format!("feature {name}"));
+            check(&scene, &again[0])?;
+        }
+        for (name, vdev, more, check) in WITH_ITS_OWN {
+            host.step(format!("feature {name}"));
+            let disk = disk(vdev)?;
+            disk.attach(host, more)?;
+            scene.wait_block(vdev, true)?;
+            check(&scene, &disk)?;
+        }
         guest.destroy()?;
         host.run(&["losetup", "-d", &device])?.succeeded()?;
         Ok(())
@@ -199,7 +208,7 @@ fn counts_flush(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
     Ok(())
 }
 
-fn barrier(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
+fn only_barrier(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
     // It was offered barriers alone, so that every flush of its file systems is one.
     scene.demand_said(disk, "barrier: enabled")?;
     counts_flush(scene, disk)
@@ -266,7 +275,7 @@ fn queues(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
 fn ring_order(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
     disk.demand_node(scene.host, &disk.front("ring-page-order"), "4")?;
     let queues = disk.queues()?;
-    demand_eq!(queues.slots()?, vec![512; 8], "slots in each ring");
+    demand_eq!(queues.slots()?, [512, 512], "slots in each ring");
     // Round the whole ring, and with it through all of its 16 pages.
     let before = queues.each(Count::Done)?;
     scene
@@ -387,7 +396,8 @@ fn detach_attach(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
 fn reconnect(scene: &Scene<'_, '_>, disks: &[Disk]) -> Outcome {
     let (host, guest) = (scene.host, scene.guest);
     let store = host.store()?;
-    guest.demand("rmmod xen_blkfront")?;
+    // It may be in use for a moment after the last disk was closed.
+    guest.demand("until rmmod xen_blkfront; do sleep 1; done")?;
     for disk in disks {
         host.wait_for("the back end closes", SEEN, || {
             let state = crate::real::guest::read_node(&store, &disk.back("state"))?;
@@ -400,7 +410,7 @@ fn reconnect(scene: &Scene<'_, '_>, disks: &[Disk]) -> Outcome {
         let state = disk.front("state");
         store.write(None, &state, b"1").or_broken("write")?;
     }
-    guest.demand(&format!("{MODULE} feature_persistent=0"))?;
+    guest.demand(LARGE_RINGS)?;
     for disk in disks {
         scene.wait_block(disk.vdev, true)?;
     }
