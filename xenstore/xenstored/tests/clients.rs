@@ -95,14 +95,14 @@ fn transactions_are_tried_again_and_given_up() {
     let (store, other) = (daemon.connect(), daemon.connect());
     store.write(None, "/n", b"0").unwrap();
     let mut tries = 0;
-    let value = transaction(&store, &Retry::default(), |tx| {
+    let value = store.transaction(|tx| {
         tries += 1;
         let value = tx.read("/n")?;
         if tries < 3 {
             other.write(None, "/n", tries.to_string().as_bytes())?;
         }
         tx.write("/sum", &value)?;
-        Ok::<_, StoreError>(value)
+        Ok(value)
     });
     assert_eq!((value, tries), (Ok(b"2".to_vec()), 3));
     let retry = Retry {

@@ -4,19 +4,19 @@
 //!   descriptor can be polled.
 //! - [`AsyncConnection`] has futures and streams for any executor.
 //! - [`Reconnecting`] connects again after the daemon came back.
-//! - [`transaction`] runs a closure until it commits, with a bound.
+//! - [`Connection::transaction`] runs a closure until it commits, with a bound; [`transaction`](transaction())
+//!   does so with a bound and errors of the caller's.
 //!
 //! ```no_run
 //! use std::time::Duration;
-//! use xen_hal::Store;
-//! use xs_client::{Connection, Retry, transaction};
-//! use xs_wire::StoreError;
+//! use xs_client::{Connection, Store};
 //!
 //! let store = Connection::from_env()?;
-//! let count = transaction(&store, &Retry::default(), |tx| {
+//! let name = store.read(None, "/local/domain/0/name")?;
+//! let count = store.transaction(|tx| {
 //!     let count = tx.read_optional("/tool/count")?.map_or(0, |value| value.len());
 //!     tx.write("/tool/count", "x".repeat(count + 1).as_bytes())?;
-//!     Ok::<_, StoreError>(count + 1)
+//!     Ok(count + 1)
 //! })?;
 //! let watch = store.subscribe("/local/domain")?;
 //! if let Some(event) = watch.next_timeout(Duration::from_secs(1))? {
@@ -59,3 +59,8 @@ pub use reconnect::{DEFAULT_PATIENCE, Reconnecting};
 pub use task::{AsyncConnection, AsyncTransaction, Polled, Transport, WatchStream};
 pub use transaction::{Retry, Transaction, TransactionError, transaction};
 pub use watch::Watch;
+
+/// What its calls are made of, so that a user needs no other crate.
+pub use xen_hal::{Store, StoreExt};
+pub use xen_sys::{DomId, Errno};
+pub use xs_wire::{Access, Permission, StoreError, TxId, WatchEvent};
