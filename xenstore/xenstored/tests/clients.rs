@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use xen_hal::{Store, StoreLink};
 use xen_sys::Errno;
 use xs_client::{Reconnecting, Retry, TransactionError, transaction};
-use xs_wire::{Request, StoreError};
+use xs_wire::Request;
 
 use program::{Daemon, LONG, spawn};
 
