@@ -245,7 +245,12 @@ impl<G: GrantTable> Queue<G> {
             }
         }
         request.id = slot as u64;
-        Ok(self.push(slot, request.operation, request, 0))
+        // The answer names what an indirect request is to do.
+        let op = match request.operation {
+            OP_INDIRECT => request.nr_segments,
+            other => other,
+        };
+        Ok(self.push(slot, op, request, 0))
     }
 
     /// Tells the back end of so many requests that are not there: how tests are hostile to it.

@@ -138,7 +138,10 @@ impl<W: World> Interpreter<W> {
             indirect: line.parsed("indirect").unwrap_or(usual.indirect),
             persistent: line.parsed::<u8>("persistent") != Some(0),
         };
-        self.open_disk()?;
+        if self.disk.is_none() {
+            self.open_disk()?;
+        }
+        // Connected or not: one that has ended may be opened again.
         let disk = self.disk.as_mut().ok_or("no disk")?;
         disk.reopen(options).map_err(|error| error.to_string())?;
         self.open_disk()?;
