@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use xen_hal::{Store, StoreLink};
 use xen_sys::Errno;
 use xs_client::{Reconnecting, Retry, TransactionError, transaction};
-use xs_wire::Request;
+use xs_wire::{Request, StoreError};
 
 use program::{Daemon, LONG, spawn};
 
@@ -95,14 +95,14 @@ fn transactions_are_tried_again_and_given_up() {
     let (store, other) = (daemon.connect(), daemon.connect());
     store.write(None, "/n", b"0").unwrap();
     let mut tries = 0;
-    let value = store.transaction(|tx| {
+    let value = transaction(&store, &Retry::default(), |tx| {
         tries += 1;
         let value = tx.read("/n")?;
         if tries < 3 {
             other.write(None, "/n", tries.to_string().as_bytes())?;
         }
         tx.write("/sum", &value)?;
-        Ok(value)
+        Ok::<_, StoreError>(value)
     });
     assert_eq!((value, tries), (Ok(b"2".to_vec()), 3));
     let retry = Retry {

@@ -14,7 +14,6 @@ use xs_wire::call::{self, Exchange};
 use xs_wire::{Client, MAX_PENDING, Request, RequestId, StoreError, TxId, WatchEvent};
 
 use crate::open::{self, OpenError};
-use crate::transaction::{Retry, Transaction, transaction};
 use crate::watch::{self, Watch};
 
 /// Most requests of one batch that are sent before the first reply is waited for; fewer than a connection
@@ -138,15 +137,6 @@ impl Connection {
     pub fn subscribe(&self, path: &str) -> Result<Watch<'_>, StoreError> {
         let number = self.next_watch.fetch_add(1, Ordering::Relaxed);
         Watch::set(self, path, number)
-    }
-
-    /// Runs `body` in a transaction, again if others were faster: [`transaction`](crate::transaction()) with its default
-    /// bounds, for a body whose errors are the store's.
-    pub fn transaction<T>(
-        &self,
-        body: impl FnMut(&Transaction<'_, Connection>) -> Result<T, StoreError>,
-    ) -> Result<T, StoreError> {
-        Ok(transaction(self, &Retry::default(), body)?)
     }
 
     /// Sends a request without waiting for the reply, so that many are in flight at once. EBUSY if

@@ -4,19 +4,18 @@
 //!   descriptor can be polled.
 //! - [`AsyncConnection`] has futures and streams for any executor.
 //! - [`Reconnecting`] connects again after the daemon came back.
-//! - [`Connection::transaction`] runs a closure until it commits, with a bound; [`transaction`](transaction())
-//!   does so with a bound and errors of the caller's.
+//! - [`transaction`] runs a closure until it commits, with a bound.
 //!
 //! ```no_run
 //! use std::time::Duration;
-//! use xs_client::{Connection, Store};
+//! use xs_client::{Connection, Retry, Store, StoreError, transaction};
 //!
 //! let store = Connection::from_env()?;
 //! let name = store.read(None, "/local/domain/0/name")?;
-//! let count = store.transaction(|tx| {
+//! let count = transaction(&store, &Retry::default(), |tx| {
 //!     let count = tx.read_optional("/tool/count")?.map_or(0, |value| value.len());
 //!     tx.write("/tool/count", "x".repeat(count + 1).as_bytes())?;
-//!     Ok(count + 1)
+//!     Ok::<_, StoreError>(count + 1)
 //! })?;
 //! let watch = store.subscribe("/local/domain")?;
 //! if let Some(event) = watch.next_timeout(Duration::from_secs(1))? {
