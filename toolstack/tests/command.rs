@@ -30,3 +30,16 @@ fn what_is_no_configuration_is_refused_by_name() {
         assert!(said.contains("help:"), "{said}");
     }
 }
+
+/// Who names a store need not be on Xen, and is told about the store.
+#[test]
+fn a_store_that_cannot_be_reached_is_named() {
+    let output = Command::new(env!("CARGO_BIN_EXE_xlrs"))
+        .args(["store", "ls"])
+        .env("XENSTORED_PATH", "/no/such/socket")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("/no/such/socket (No such file"), "{said}");
+}

@@ -97,8 +97,15 @@ fn failed<'a>(step: &'static str, path: &'a str) -> impl FnOnce(StoreError) -> E
         let told = Error::store(step, path)(error);
         match errno {
             Errno::ENOENT => {
-                let above = path.rsplit_once('/').map_or("", |(above, _)| above);
-                let above = if above.is_empty() { "/" } else { above };
+                let above = |path: &str| match path.rsplit_once('/') {
+                    Some((above, _)) if !above.is_empty() => above.to_owned(),
+                    _ => "/".to_owned(),
+                };
+                // To remove what is absent is no mistake: the node above it is absent.
+                let above = match step {
+                    "remove" => above(&above(path)),
+                    _ => above(path),
+                };
                 told.hint(format!("`xlrs store ls -f {above}` shows what is there"))
             }
             Errno::EINVAL => told.hint(
