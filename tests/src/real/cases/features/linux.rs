@@ -396,8 +396,15 @@ fn detach_attach(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
 fn reconnect(scene: &Scene<'_, '_>, disks: &[Disk]) -> Outcome {
     let (host, guest) = (scene.host, scene.guest);
     let store = host.store()?;
-    // It may be in use for a moment after the last disk was closed.
-    guest.demand("until rmmod xen_blkfront; do sleep 1; done")?;
+    // As long as it has devices it cannot go.
+    for disk in disks {
+        let line = format!(
+            "echo vbd-{} > /sys/bus/xen/drivers/vbd/unbind",
+            disk.number()
+        );
+        guest.demand(&line)?;
+    }
+    guest.demand("rmmod xen_blkfront")?;
     for disk in disks {
         host.wait_for("the back end closes", SEEN, || {
             let state = crate::real::guest::read_node(&store, &disk.back("state"))?;
