@@ -6,6 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::FlockOperation;
 use xen_sys::DomId;
@@ -19,6 +20,9 @@ const PREFIX: &str = "creating.";
 const DEVICE_PREFIX: &str = "device.";
 /// How often a file may be removed by another process between being opened and being locked.
 const TRIES: usize = 16;
+
+/// How long another process is waited for that has the file.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The mark of one creation. Its file goes when this is dropped.
 #[derive(Debug)]
@@ -152,10 +156,19 @@ impl Drop for Underway {
 }
 
 fn begin(path: PathBuf, (step, object, hint): (&str, String, &str)) -> Result<Underway> {
-    match lock(&path, true) {
-        Ok(Some(mark)) => Ok(mark),
-        Ok(None) => Err(Error::new(step, object, "another xlrs is at work on it").hint(hint)),
-        Err(error) => Err(Error::system("write", path.display(), &error)),
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match lock(&path, true) {
+            Ok(Some(mark)) => return Ok(mark),
+            // Who looks for what killed processes have left may take the file between its making and its
+            // locking; it finds nothing to remove, and lets go.
+            Ok(None) if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(5)),
+            Ok(None) => {
+                let error = Error::new(step, object, "another xlrs is at work on it");
+                return Err(error.hint(hint));
+            }
+            Err(error) => return Err(Error::system("write", path.display(), &error)),
+        }
     }
 }
 
