@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use blkback::Count;
 use scenarios::{OrStop, Outcome, demand, demand_eq};
-use xen_hal::Store;
+use xen_hal::{Permission, Store};
 
 use super::{Disk, room_kib};
+use crate::real::guest::read_node;
 use crate::real::host::Host;
 use crate::real::linux::Linux;
 use crate::real::snapshot::leaves_nothing;
@@ -392,30 +393,48 @@ fn detach_attach(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
 }
 
 /// The guest's driver goes and comes, as with another kernel (kexec) or after a boot loader's; the new one
-/// does not use the same pages again.
+/// does not use the same pages again. Linux remembers for good that a device was closed, so it is made to
+/// forget it: its nodes go, and are there again. The back end's stay.
 fn reconnect(scene: &Scene<'_, '_>, disks: &[Disk]) -> Outcome {
     let (host, guest) = (scene.host, scene.guest);
     let store = host.store()?;
-    // As long as it has devices it cannot go.
+    let mut nodes = Vec::new();
     for disk in disks {
-        let line = format!(
-            "echo vbd-{} > /sys/bus/xen/drivers/vbd/unbind",
-            disk.number()
-        );
-        guest.demand(&line)?;
-    }
-    guest.demand("rmmod xen_blkfront")?;
-    for disk in disks {
+        let front = disk.front("");
+        let front = front.trim_end_matches('/').to_owned();
+        let mut kept = Vec::new();
+        for name in ["backend", "backend-id", "virtual-device", "device-type"] {
+            kept.push((name, read_node(&store, &disk.front(name))?));
+        }
+        kept.push(("state", "1".to_owned()));
+        store.rm(None, &front).or_broken("remove")?;
         host.wait_for("the back end closes", SEEN, || {
-            let state = crate::real::guest::read_node(&store, &disk.back("state"))?;
+            let state = read_node(&store, &disk.back("state"))?;
             Ok((state == "6").then_some(()))
         })?;
         demand!(
             disk.queues()?.slots()?.is_empty(),
             "its account is still there"
         );
-        let state = disk.front("state");
-        store.write(None, &state, b"1").or_broken("write")?;
+        scene.wait_block(disk.vdev, false)?;
+        nodes.push((front, kept));
+    }
+    guest.demand("rmmod xen_blkfront")?;
+    for (front, kept) in nodes {
+        let owner = format!("n{}", guest.dom());
+        let rights = [owner.as_str(), "r0"].map(|word| Permission::parse(word.as_bytes()));
+        let rights: Option<Vec<_>> = rights.into_iter().collect();
+        let rights = rights.or_broken("permissions")?;
+        store.mkdir(None, &front).or_broken("make")?;
+        store
+            .set_permissions(None, &front, &rights)
+            .or_broken("permit")?;
+        for (name, value) in kept {
+            let path = format!("{front}/{name}");
+            store
+                .write(None, &path, value.as_bytes())
+                .or_broken("write")?;
+        }
     }
     guest.demand(LARGE_RINGS)?;
     for disk in disks {
