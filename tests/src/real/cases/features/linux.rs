@@ -436,6 +436,13 @@ fn reconnect(scene: &Scene<'_, '_>, disks: &[Disk]) -> Outcome {
                 .or_broken("write")?;
         }
     }
+    // A driver that finds its back end still closed gives up.
+    for disk in disks {
+        host.wait_for("the back end waits for the next one", SEEN, || {
+            let state = read_node(&store, &disk.back("state"))?;
+            Ok((state == "2").then_some(()))
+        })?;
+    }
     guest.demand(LARGE_RINGS)?;
     for disk in disks {
         scene.wait_block(disk.vdev, true)?;
