@@ -43,12 +43,6 @@ pub struct TableRun {
     pub first: Pfn,
 }
 
-impl TableRun {
-    fn contains_frame(&self, pfn: u64) -> bool {
-        (self.first.0..self.first.0 + self.count).contains(&pfn)
-    }
-}
-
 /// The tables' content.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PageTables {
@@ -137,19 +131,44 @@ pub(crate) fn build(mappings: &[Mapping], p2m: &[Mfn]) -> Result<PageTables, Lay
         }
     }
     for mapping in mappings {
-        for i in 0..mapping.pages {
-            let page = ((mapping.vaddr & ADDRESS_MASK) >> 12) + i;
-            let pfn = mapping.first.0 + i;
-            // Xen refuses a page table that its guest could write to.
-            let is_table = runs.iter().any(|run| run.contains_frame(pfn));
-            let write = if is_table { 0 } else { WRITABLE };
-            if let Some(table) = place.find(1, page >> 9) {
-                tables.entries[table * ENTRIES + (page & 511) as usize] =
-                    machine(pfn)? | PRESENT | ACCESSED | write;
+        let first_page = (mapping.vaddr & ADDRESS_MASK) >> 12;
+        let mut done = 0;
+        while done < mapping.pages {
+            // All that one table maps at once: a look-up for each page would take longer than to fill it in.
+            let (table, from) = ((first_page + done) >> 9, (first_page + done) & 511);
+            let count = (ENTRIES as u64 - from).min(mapping.pages - done);
+            let pfn = mapping.first.0 + done;
+            let frames = p2m_part(p2m, pfn, count)?;
+            if let Some(table) = place.find(1, table) {
+                let entries = &mut tables.entries[table * ENTRIES..][from as usize..];
+                for (entry, mfn) in entries.iter_mut().zip(frames) {
+                    *entry = mfn.0 << 12 | PRESENT | ACCESSED | WRITABLE;
+                }
+                // Xen refuses a page table that its guest could write to.
+                for own in &runs {
+                    let last = (own.first.0 + own.count).min(pfn + count);
+                    for frame in own.first.0.max(pfn)..last {
+                        entries[(frame - pfn) as usize] &= !WRITABLE;
+                    }
+                }
             }
+            done += count;
         }
     }
     Ok(tables)
+}
+
+/// The machine frames of `count` pages from `first` on.
+fn p2m_part(p2m: &[Mfn], first: u64, count: u64) -> Result<&[Mfn], LayoutError> {
+    let wanted = usize::try_from(first)
+        .ok()
+        .zip(usize::try_from(first + count).ok());
+    wanted
+        .and_then(|(first, end)| p2m.get(first..end))
+        .ok_or(LayoutError::WrongFrameCount {
+            given: p2m.len(),
+            expected: first + count,
+        })
 }
 
 /// Finds a table's place among all by its level and index.
