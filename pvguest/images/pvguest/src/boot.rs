@@ -87,9 +87,9 @@ unsafe extern "C" fn entry(start_info: *const StartInfo) -> ! {
     traps::init();
     console::init(info);
     let free = memory::find_free(info);
-    let free = paging::map_all(info, free);
-    heap::init(free.clone());
-    memory::init(info, free);
+    let (tables, free) = memory::split(free, paging::tables_needed(info));
+    heap::init(free, tables);
+    memory::init(info);
     paging::unmap((&raw const boot_stack_guard).addr() as u64);
     logging::init();
     let exit = pvguest_appliance_main(Guest::new());

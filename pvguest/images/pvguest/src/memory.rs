@@ -31,9 +31,14 @@ pub struct MemoryInfo {
     pub heap_used_kib: u64,
 }
 
-pub(crate) fn init(info: &StartInfo, free: Range<u64>) {
-    debug_assert!(free.end <= info.nr_pages);
+pub(crate) fn init(info: &StartInfo) {
     TOTAL_PAGES.set(info.nr_pages);
+}
+
+/// The first `count` of some frames, and the others.
+pub(crate) fn split(free: Range<u64>, count: u64) -> (Range<u64>, Range<u64>) {
+    let at = (free.start + count).min(free.end);
+    (free.start..at, at..free.end)
 }
 
 /// The present figures.

@@ -1,7 +1,7 @@
 //! Page tables of a PV guest: read through our own map, changed by hypercalls.
 //!
 //! The builder maps frame N at VIRT_BASE + N * 4096, but only up to a little beyond what it placed; the
-//! rest is mapped here. Page tables themselves are mapped read-only: Xen insists.
+//! rest is mapped here when the heap needs it. Page tables themselves are mapped read-only: Xen insists.
 
 use core::ops::Range;
 
@@ -89,17 +89,22 @@ pub(crate) fn pfn_of_mfn(mfn: Mfn) -> Option<Pfn> {
     (pfn.0 < TABLES.copied().pages && mfn_of(pfn) == mfn).then_some(pfn)
 }
 
-/// Maps all frames that the builder left unmapped, taking page tables from the front of `free` (frames).
-/// What remains of `free` is returned.
-pub(crate) fn map_all(info: &StartInfo, mut free: Range<u64>) -> Range<u64> {
-    let end = address_of(Pfn(info.nr_pages));
-    let mut at = virt_base();
-    while at < end {
-        let next = ((at / L1_SPAN + 1) * L1_SPAN).min(end);
-        map_span(at, next, &mut free);
-        at = next;
+/// How many page tables [`map_next`] takes at most until all memory is mapped.
+pub(crate) fn tables_needed(info: &StartInfo) -> u64 {
+    // Each level has at most one table in so many of the level below, and one for the part that is left.
+    let spans = info.nr_pages.div_ceil(512) + 1;
+    spans + spans.div_ceil(512) + 1
+}
+
+/// Maps, as far as the builder has not, those of the frames that one level-1 table holds, taking page tables
+/// from the front of `tables`. Tells the first frame that has not been looked at.
+pub(crate) fn map_next(frames: &Range<u64>, tables: &mut Range<u64>) -> u64 {
+    let (start, end) = (address_of(Pfn(frames.start)), address_of(Pfn(frames.end)));
+    let end = ((start / L1_SPAN + 1) * L1_SPAN).min(end);
+    if start < end {
+        map_span(start, end, tables);
     }
-    free
+    pfn_of(end).0
 }
 
 /// Maps the unmapped frames in a range within one level-1 table.
