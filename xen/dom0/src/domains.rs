@@ -17,12 +17,12 @@ use xen_sys::memory::{MemoryReservation, XENMEM_CLAIM_PAGES, XENMEM_POPULATE_PHY
 use xen_sys::sched::{RemoteShutdown, SCHEDOP_REMOTE_SHUTDOWN};
 use xen_sys::sysctl::{self, GetDomainInfoList};
 use xen_sys::xen::{MMUEXT_PIN_L4_TABLE, MmuExtOp, hypercall};
-use xen_sys::{DomId, Errno, GrantRef, Mfn, Pfn, Plain, Port, VcpuId};
+use xen_sys::{DomId, Errno, GrantRef, Mfn, PAGE_SIZE, Pfn, Plain, Port, VcpuId};
 
 use crate::hypervisor::{Hypervisor, failed};
 use crate::mapping::ForeignMapping;
 
-/// Domains listed per hypercall.
+/// Domains listed per hypercall, if there are more than a page holds.
 const LIST_BATCH: usize = 256;
 /// Extents populated per hypercall.
 const POPULATE_BATCH: u64 = 32 * 1024;
@@ -116,24 +116,27 @@ impl DomainControl for Hypervisor {
     fn list_from(&self, mut first: DomId) -> Result<Vec<DomainInfo>> {
         const OP: &str = "XEN_SYSCTL_getdomaininfolist";
         let size = self.release().info_size();
-        let buffer = self.buffer(LIST_BATCH * size)?;
         let mut list: Vec<DomainInfo> = Vec::new();
+        // In most cases there is little to tell, and a page is at hand.
+        let mut batch = PAGE_SIZE / size;
         loop {
+            let buffer = self.buffer(batch * size)?;
             let argument = GetDomainInfoList {
                 first_domain: first,
-                max_domains: LIST_BATCH as u32,
+                max_domains: batch as u32,
                 buffer: buffer.address(0),
                 ..Plain::ZERO
             };
             let answer: GetDomainInfoList =
                 self.sysctl(OP, sysctl::GETDOMAININFOLIST, &argument)?.get();
-            let count = (answer.num_domains as usize).min(LIST_BATCH);
+            let count = (answer.num_domains as usize).min(batch);
             let entries = buffer.bytes()[..count * size].chunks_exact(size);
             list.extend(entries.filter_map(|entry| self.release().domain_info(entry)));
             match list.last() {
-                Some(last) if count == LIST_BATCH => first = DomId(last.dom.0 + 1),
+                Some(last) if count == batch => first = DomId(last.dom.0 + 1),
                 _ => return Ok(list),
             }
+            batch = LIST_BATCH;
         }
     }
 
