@@ -36,10 +36,13 @@ impl LogFile {
     }
 
     fn with_limit(path: PathBuf, max_len: u64) -> io::Result<LogFile> {
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder)?;
-        }
-        let file = open(&path)?;
+        let file = match (open(&path), path.parent()) {
+            (Err(error), Some(folder)) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(folder)?;
+                open(&path)?
+            }
+            (opened, _) => opened?,
+        };
         let len = file.metadata()?.len();
         Ok(LogFile {
             path,

@@ -23,7 +23,7 @@ use xen_ring::{ByteRing, CONSOLE};
 use xen_sys::{DomId, GrantRef, Port};
 
 use crate::nodes;
-use crate::store::text;
+use crate::store::texts;
 
 pub use line::{Line, Moved};
 pub use log::LogFile;
@@ -337,14 +337,16 @@ impl<'a, W: World> Guest<'a, W> {
         log_folder: Option<&std::path::Path>,
     ) -> Result<Option<Open<'a, W>>, Failure> {
         let (store, dom) = (world.store(), self.dom);
-        let node = |key: &str| text(store, None, &format!("{}/console/{key}", nodes::home(dom)));
-        let Some(port) = node("port")?.and_then(|port| port.parse().ok()).map(Port) else {
+        let home = nodes::home(dom);
+        let paths = ["console/port", "console/type", "name"].map(|key| format!("{home}/{key}"));
+        let [port, kind, name]: [Option<String>; 3] =
+            texts(store, None, &paths)?.try_into().unwrap_or_default();
+        let Some(port) = port.and_then(|port| port.parse().ok()).map(Port) else {
             return Ok(None);
         };
-        if node("type")?.is_some_and(|kind| kind != "xenconsoled") {
+        if kind.is_some_and(|kind| kind != "xenconsoled") {
             return Ok(None);
         }
-        let name = crate::store::name_of(store, dom)?;
         let memory = world
             .grants()
             .map(dom, &[CONSOLE_GRANT], AccessMode::ReadWrite)?;
