@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use crate::elf;
 use crate::error::{Context, Error, Result, fail};
+use crate::order;
 use crate::paths::{self, Key, Lock};
 use crate::ui;
 
@@ -70,8 +71,12 @@ pub fn programs(names: &[&str], profile: Profile) -> Result<Built> {
     for name in names {
         match here.bins.get(*name) {
             Some(package) => {
-                args.extend(["-p".into(), package.clone(), "--bin".into(), (*name).into()]);
                 built.programs.insert((*name).into(), folder.join(name));
+                // It is built by itself.
+                if *name == "xlrs" && profile == Profile::Release {
+                    continue;
+                }
+                args.extend(["-p".into(), package.clone(), "--bin".into(), (*name).into()]);
             }
             None => built.absent.push((*name).into()),
         }
@@ -79,7 +84,42 @@ pub fn programs(names: &[&str], profile: Profile) -> Result<Built> {
     ui::slow("building our programs", || {
         cargo(&workspace, &args, Some(STATIC_FLAGS))
     })?;
+    if profile == Profile::Release && built.programs.contains_key("xlrs") {
+        ui::slow("building xlrs, what creates guests in one place", || {
+            xlrs_in_order(&workspace, &folder.join("xlrs"))
+        })?;
+    }
     Ok(built)
+}
+
+/// Builds `xlrs` so that what `xlrs create` runs lies in one place. The linker wants names as they are in the
+/// program: those of the last build, and if these have changed it links again.
+fn xlrs_in_order(workspace: &Path, program: &Path) -> Result<()> {
+    let recorded = paths::read(&workspace.join("toolstack/create.order"))?;
+    let recorded = String::from_utf8_lossy(&recorded);
+    let last = program.with_extension("order");
+    let mut names = std::fs::read_to_string(&last).unwrap_or_default();
+    loop {
+        // cargo sees by its name that a list is another one.
+        let list = program.with_extension(format!("{}.order", Key::default().add(&names).hex()));
+        paths::write_atomically(&list, names.as_bytes())?;
+        let mut args = ["rustc", "--release", "-p", "xlrs", "--bin", "xlrs"]
+            .map(String::from)
+            .to_vec();
+        args.extend([format!("--target={TARGET}"), "--".into()]);
+        let ordering = format!("--symbol-ordering-file={}", list.display());
+        for option in [&*ordering, "--no-warn-symbol-ordering"] {
+            args.push(format!("-Clink-arg=-Wl,{option}"));
+        }
+        cargo(workspace, &args, Some(STATIC_FLAGS))?;
+        let found = order::order(&recorded, &paths::read(program)?)
+            .ok_or_else(|| Error(format!("{} has no symbols", program.display())))?;
+        if found == names {
+            return Ok(());
+        }
+        names = found;
+        paths::write_atomically(&last, names.as_bytes())?;
+    }
 }
 
 /// Builds the guest images: a workspace of its own, with flags of its own.

@@ -19,6 +19,7 @@ mod host;
 mod image;
 mod kmod;
 mod lab;
+mod order;
 mod packages;
 mod paths;
 mod qemu;
