@@ -23,21 +23,26 @@ const LEGACY_VCPUS: usize = 32;
 const VCPU_INFO_SIZE: usize = 64;
 
 /// What the rest of the toolstack must know of a filled domain.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Built {
+#[derive(Debug)]
+pub struct Built<M> {
+    /// The domain.
+    pub dom: DomId,
     /// The store's ring and port.
     pub store: (Mfn, Port),
     /// The console's ring and port.
     pub console: (Mfn, Port),
     /// The page of start_info.
     pub start_info: Mfn,
+    /// What was written, still mapped: to unmap it takes a trap into Xen for each page, which is nothing to
+    /// wait for before the guest starts.
+    pub contents: M,
 }
 
 /// Fills the paused, empty domain `dom`, so that unpausing starts the guest.
 ///
 /// # Errors
 /// The hypercall that failed; the domain is then to be destroyed.
-pub fn build<C: Placement>(control: &C, dom: DomId, guest: &Prepared) -> Result<Built> {
+pub fn build<C: Placement>(control: &C, dom: DomId, guest: &Prepared) -> Result<Built<C::Mapping>> {
     let (config, plan) = (&guest.config, &guest.plan);
     let object = format!("{} (domain {dom})", config.name);
     let failed = |step: &'static str| Error::hal(step, &object);
@@ -86,13 +91,17 @@ pub fn build<C: Placement>(control: &C, dom: DomId, guest: &Prepared) -> Result<
     let layout = |error: LayoutError| Error::new("lay out", &object, error).kind(Kind::Invalid);
     let info = info.encode().map_err(layout)?;
 
-    let window =
-        Window::map(control, dom, plan, &p2m, shared_info).map_err(failed("map the memory of"))?;
+    let map = |regions, behind: &[Mfn]| {
+        Window::map(control, dom, &p2m, regions, behind).map_err(failed("map the memory of"))
+    };
+    let contents = map(content_regions(plan), &[shared_info])?;
+    let tables = map(table_regions(plan), &[])?;
     times::mark("map");
-    window.write_all(guest, &p2m, &info)?;
-    // Xen refuses page tables that anybody could still write to.
+    write_contents(&contents, guest, &p2m, &info)?;
+    write_tables(&tables, guest, &p2m)?;
     times::mark("write");
-    drop(window);
+    // Xen refuses page tables that anybody could still write to.
+    drop(tables);
     times::mark("unmap");
 
     if let Some(page) = guest.kernel.image()?.hypercall_page {
@@ -123,9 +132,11 @@ pub fn build<C: Placement>(control: &C, dom: DomId, guest: &Prepared) -> Result<
         .start_vcpu(dom, VcpuId(0), &start)
         .map_err(failed("set the first vCPU of"))?;
     Ok(Built {
+        dom,
         store: (frame(plan.store), store_port),
         console: (frame(plan.console), console_port),
         start_info: frame(plan.start_info),
+        contents: contents.memory,
     })
 }
 
@@ -162,37 +173,95 @@ fn populate<C: DomainControl>(control: &C, dom: DomId, guest: &Prepared) -> Resu
     Ok(p2m)
 }
 
-/// The parts of the guest's memory that are written, mapped one after another.
-struct Window<'a, M> {
-    memory: M,
-    plan: &'a BootPlan,
-    places: Vec<(Region, usize)>,
-    shared_info: usize,
+/// What is written of a guest's memory but its page tables.
+fn content_regions(plan: &BootPlan) -> Vec<Region> {
+    let one = |first| Region { first, pages: 1 };
+    let mut regions = vec![
+        plan.kernel,
+        plan.p2m.list,
+        one(plan.start_info),
+        one(plan.store),
+        one(plan.console),
+    ];
+    regions.extend(plan.initrd.map(|initrd| initrd.region));
+    regions
 }
 
-impl<'a, M: SharedMemory> Window<'a, M> {
+fn table_regions(plan: &BootPlan) -> Vec<Region> {
+    let runs = plan.mappings.iter().flat_map(|mapping| &mapping.runs);
+    runs.map(|run| Region {
+        first: run.first,
+        pages: run.count,
+    })
+    .collect()
+}
+
+/// Everything but page tables; the shared info page is behind the regions.
+fn write_contents<M: SharedMemory>(
+    window: &Window<M>,
+    guest: &Prepared,
+    p2m: &[Mfn],
+    info: &[u8; START_INFO_SIZE],
+) -> Result<()> {
+    let (plan, memory) = (&guest.plan, &window.memory);
+    let image = guest.kernel.image()?;
+    let kernel = window.at(plan.kernel.first);
+    for segment in &image.segments {
+        let at = kernel + (segment.at - plan.kernel.first.0 * PAGE_SIZE as u64) as usize;
+        memory.write_bytes(at, segment.data);
+        let len = segment.data.len();
+        window.zero(at + len, segment.mem_size as usize - len);
+    }
+    if let (Some(ramdisk), Some(place)) = (&guest.ramdisk, plan.initrd) {
+        let start = window.at(place.region.first);
+        ramdisk.read_pieces(|at, piece| {
+            memory.write_bytes(start + at as usize, piece);
+        })?;
+        let rest = place.region.pages as usize * PAGE_SIZE - place.len as usize;
+        window.zero(start + place.len as usize, rest);
+    }
+    window.write_words(window.at(plan.p2m.list.first), p2m, |mfn| mfn.0);
+    for page in [plan.start_info, plan.store, plan.console] {
+        window.zero(window.at(page), PAGE_SIZE);
+    }
+    memory.write_bytes(window.at(plan.start_info), info);
+
+    let shared_info = window.behind();
+    window.zero(shared_info, PAGE_SIZE);
+    for vcpu in 0..LEGACY_VCPUS {
+        // Events are masked until the guest says otherwise.
+        let mask = shared_info + vcpu * VCPU_INFO_SIZE + 1;
+        memory.write_bytes(mask, &[1]);
+    }
+    Ok(())
+}
+
+fn write_tables<M: SharedMemory>(window: &Window<M>, guest: &Prepared, p2m: &[Mfn]) -> Result<()> {
+    let tables = guest
+        .plan
+        .page_tables(p2m)
+        .map_err(|e| Error::new("lay out", &guest.config.name, e).kind(Kind::Invalid))?;
+    for (frame, entries) in tables.frames.iter().zip(tables.entries.chunks_exact(512)) {
+        window.write_words(window.at(*frame), entries, |entry| *entry);
+    }
+    Ok(())
+}
+
+/// Parts of the guest's memory, mapped one after another.
+struct Window<M> {
+    memory: M,
+    places: Vec<(Region, usize)>,
+}
+
+impl<M: SharedMemory> Window<M> {
+    /// Maps regions, and behind them frames that have no place in the guest's own memory.
     fn map<C: DomainControl<Mapping = M>>(
         control: &C,
         dom: DomId,
-        plan: &'a BootPlan,
         p2m: &[Mfn],
-        shared_info: Mfn,
+        regions: Vec<Region>,
+        behind: &[Mfn],
     ) -> xen_hal::Result<Self> {
-        let one = |first| Region { first, pages: 1 };
-        let mut regions = vec![
-            plan.kernel,
-            plan.p2m.list,
-            one(plan.start_info),
-            one(plan.store),
-            one(plan.console),
-        ];
-        regions.extend(plan.initrd.map(|initrd| initrd.region));
-        for run in plan.mappings.iter().flat_map(|mapping| &mapping.runs) {
-            regions.push(Region {
-                first: run.first,
-                pages: run.count,
-            });
-        }
         let mut frames = Vec::new();
         let mut places = Vec::new();
         for region in regions {
@@ -200,14 +269,9 @@ impl<'a, M: SharedMemory> Window<'a, M> {
             let first = region.first.0 as usize;
             frames.extend_from_slice(&p2m[first..first + region.pages as usize]);
         }
-        let shared_info_at = frames.len() * PAGE_SIZE;
-        frames.push(shared_info);
-        Ok(Window {
-            memory: control.map_frames(dom, &frames)?,
-            plan,
-            places,
-            shared_info: shared_info_at,
-        })
+        frames.extend_from_slice(behind);
+        let memory = control.map_frames(dom, &frames)?;
+        Ok(Window { memory, places })
     }
 
     /// Where a page is in the mapping.
@@ -219,58 +283,21 @@ impl<'a, M: SharedMemory> Window<'a, M> {
             .expect("only planned pages are written, and all of them are mapped")
     }
 
-    fn write_all(&self, guest: &Prepared, p2m: &[Mfn], info: &[u8; START_INFO_SIZE]) -> Result<()> {
-        let plan = self.plan;
-        let image = guest.kernel.image()?;
-        let kernel = self.at(plan.kernel.first);
-        for segment in &image.segments {
-            let at = kernel + (segment.at - plan.kernel.first.0 * PAGE_SIZE as u64) as usize;
-            self.memory.write_bytes(at, segment.data);
-            let len = segment.data.len();
-            self.zero(at + len, segment.mem_size as usize - len);
-        }
-        if let (Some(ramdisk), Some(place)) = (&guest.ramdisk, plan.initrd) {
-            let start = self.at(place.region.first);
-            ramdisk.read_pieces(|at, piece| {
-                self.memory.write_bytes(start + at as usize, piece);
-            })?;
-            let rest = place.region.pages as usize * PAGE_SIZE - place.len as usize;
-            self.zero(start + place.len as usize, rest);
-        }
-        self.write_words(self.at(plan.p2m.list.first), p2m.iter().map(|mfn| mfn.0));
-        for page in [plan.start_info, plan.store, plan.console] {
-            self.zero(self.at(page), PAGE_SIZE);
-        }
-        self.memory.write_bytes(self.at(plan.start_info), info);
-
-        let tables = plan
-            .page_tables(p2m)
-            .map_err(|e| Error::new("lay out", &guest.config.name, e).kind(Kind::Invalid))?;
-        for (frame, entries) in tables.frames.iter().zip(tables.entries.chunks_exact(512)) {
-            self.write_words(self.at(*frame), entries.iter().copied());
-        }
-        self.zero(self.shared_info, PAGE_SIZE);
-        for vcpu in 0..LEGACY_VCPUS {
-            // Events are masked until the guest says otherwise.
-            let mask = self.shared_info + vcpu * VCPU_INFO_SIZE + 1;
-            self.memory.write_bytes(mask, &[1]);
-        }
-        Ok(())
+    /// Where the frames behind the regions are.
+    fn behind(&self) -> usize {
+        let last = self.places.last();
+        last.map_or(0, |(region, at)| at + region.pages as usize * PAGE_SIZE)
     }
 
-    fn write_words(&self, mut at: usize, words: impl Iterator<Item = u64>) {
+    fn write_words<T>(&self, mut at: usize, words: &[T], word: impl Fn(&T) -> u64) {
         let mut page = [0u8; PAGE_SIZE];
-        let mut len = 0;
-        for word in words {
-            page[len..len + 8].copy_from_slice(&word.to_le_bytes());
-            len += 8;
-            if len == PAGE_SIZE {
-                self.memory.write_bytes(at, &page);
-                at += PAGE_SIZE;
-                len = 0;
+        for words in words.chunks(PAGE_SIZE / 8) {
+            for (bytes, item) in page.chunks_exact_mut(8).zip(words) {
+                bytes.copy_from_slice(&word(item).to_le_bytes());
             }
+            self.memory.write_bytes(at, &page[..words.len() * 8]);
+            at += PAGE_SIZE;
         }
-        self.memory.write_bytes(at, &page[..len]);
     }
 
     fn zero(&self, mut at: usize, mut len: usize) {

@@ -2,10 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use xen_hal::{Store, StoreExt, StoreOp, TxId, WatchEvent, XenbusState};
+use xen_hal::{Store, StoreExt, StoreLink, StoreOp, TxId, WatchEvent, XenbusState};
 use xen_sys::{DomId, Mfn, Port};
 use xs_client::Connection;
-use xs_wire::StoreError;
+use xs_wire::{Request, StoreError};
 
 use crate::error::{Error, Kind, Result};
 use crate::index::{self, Answer};
@@ -13,11 +13,15 @@ use crate::{interrupt, nodes};
 
 /// The store as a toolstack uses it.
 pub trait StoreControl: Store {
-    /// Connects a domain's ring to the daemon.
-    ///
-    /// # Errors
-    /// The daemon's answer.
-    fn introduce(&self, dom: DomId, ring: Mfn, port: Port) -> Result<(), StoreError>;
+    /// Does several things as [`Store::batch`], and then connects a domain's ring to the daemon: of all this one
+    /// answer is waited for. The last result is that of the connection.
+    fn batch_and_introduce(
+        &self,
+        ops: &[StoreOp<'_>],
+        dom: DomId,
+        ring: Mfn,
+        port: Port,
+    ) -> Vec<Result<Vec<u8>, StoreError>>;
     /// Waits for a watch event, at most so long.
     ///
     /// # Errors
@@ -26,8 +30,16 @@ pub trait StoreControl: Store {
 }
 
 impl StoreControl for Connection {
-    fn introduce(&self, dom: DomId, ring: Mfn, port: Port) -> Result<(), StoreError> {
-        Connection::introduce(self, dom, ring.0, port)
+    fn batch_and_introduce(
+        &self,
+        ops: &[StoreOp<'_>],
+        dom: DomId,
+        ring: Mfn,
+        port: Port,
+    ) -> Vec<Result<Vec<u8>, StoreError>> {
+        let mut requests: Vec<_> = ops.iter().map(StoreOp::request).collect();
+        requests.push(Request::Introduce(dom, ring.0, port));
+        self.exchange_all(None, &requests)
     }
 
     fn wait_event(&self, timeout: Duration) -> Result<Option<WatchEvent>, StoreError> {

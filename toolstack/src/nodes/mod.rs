@@ -101,6 +101,15 @@ impl Nodes {
     /// # Errors
     /// The first that the store refuses.
     pub fn write(&self, store: &impl Store, tx: Option<TxId>) -> Result<(), StoreError> {
+        let results = store.batch(tx, &self.ops());
+        results
+            .into_iter()
+            .find_map(Result::err)
+            .map_or(Ok(()), Err)
+    }
+
+    /// What writes all of them.
+    pub fn ops(&self) -> Vec<StoreOp<'_>> {
         let mut ops = Vec::with_capacity(self.0.len() * 2);
         for node in &self.0 {
             if !node.made {
@@ -110,11 +119,7 @@ impl Nodes {
                 ops.push(StoreOp::SetPermissions(&node.path, permissions));
             }
         }
-        let results = store.batch(tx, &ops);
-        results
-            .into_iter()
-            .find_map(Result::err)
-            .map_or(Ok(()), Err)
+        ops
     }
 }
 

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::num::NonZeroU32;
 use std::time::Duration;
 
-use xen_hal::{Permission, Store, StoreError, TxId, WatchEvent};
+use xen_hal::{Permission, Store, StoreError, StoreOp, TxId, WatchEvent};
 use xen_sys::{DomId, Errno, Mfn, Port};
 use xlrs::store::StoreControl;
 
@@ -271,10 +271,19 @@ impl Store for FakeStore {
 }
 
 impl StoreControl for FakeStore {
-    fn introduce(&self, dom: DomId, _: Mfn, _: Port) -> Result<(), StoreError> {
-        self.check("INTRODUCE", "")?;
-        self.inner.borrow_mut().introduced.push(dom);
-        Ok(())
+    fn batch_and_introduce(
+        &self,
+        ops: &[StoreOp<'_>],
+        dom: DomId,
+        _: Mfn,
+        _: Port,
+    ) -> Vec<Result<Vec<u8>, StoreError>> {
+        let mut results = self.batch(None, ops);
+        results.push(self.check("INTRODUCE", "").map(|()| {
+            self.inner.borrow_mut().introduced.push(dom);
+            Vec::new()
+        }));
+        results
     }
 
     fn wait_event(&self, _: Duration) -> Result<Option<WatchEvent>, StoreError> {
