@@ -366,6 +366,30 @@ pub fn effective_user() -> u32 {
     unsafe { libc::geteuid() }
 }
 
+/// What Rust's runtime does for a program that has it: a broken pipe is an error of the write, not the end, and
+/// no file that is opened becomes a standard stream that was closed.
+pub fn set_up_process() {
+    // SAFETY: nothing is handled, it is only ignored.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
+    for stream in 0..=2 {
+        // SAFETY: this request takes no argument.
+        if unsafe { libc::fcntl(stream, libc::F_GETFD) } < 0 {
+            // SAFETY: the path is a string of C's. It becomes the lowest that is free, which this is.
+            unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
+        }
+    }
+}
+
+/// From now on this process does not push others aside when what it waits for has come: the store daemon, which
+/// answers many requests one by one, would else be interrupted at every answer.
+pub fn be_patient() {
+    const SCHED_RESET_ON_FORK: libc::c_int = 0x4000_0000;
+    let policy = libc::SCHED_BATCH | SCHED_RESET_ON_FORK;
+    let parameter = libc::sched_param { sched_priority: 0 };
+    // SAFETY: the parameter outlives the call. If it fails, all goes on as before.
+    unsafe { libc::sched_setscheduler(0, policy, &raw const parameter) };
+}
+
 /// SIGINT, SIGTERM and SIGHUP wait.
 #[derive(Debug)]
 pub struct HeldSignals {

@@ -3,12 +3,13 @@
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use clap::Args;
 use xlrs::config::{self, DomainConfig, Source};
 use xlrs::prepare::Prepared;
 use xlrs::{Error, Kind, Result};
+
+use crate::cli::ExitCode;
 
 /// Longest configuration file that is read.
 const MAX_FILE: u64 = 1 << 20;

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::Value;
@@ -12,6 +11,8 @@ use xlrs::config::CpuSet;
 use xlrs::store::{children, find_domain, names_of, text};
 use xlrs::{Error, Kind, Result};
 use xs_client::Connection;
+
+use crate::cli::ExitCode;
 
 #[derive(Args)]
 pub struct DomainArgs {

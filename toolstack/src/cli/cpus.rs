@@ -1,7 +1,6 @@
 //! Commands about guests' vCPUs: `vcpu-list`, `vcpu-pin`, `vcpu-set`.
 
 use std::fmt::Write as _;
-use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -10,6 +9,7 @@ use xen_sys::{DomId, VcpuId};
 use xlrs::{Error, Kind, Result, nodes};
 
 use super::common::{DomainsArgs, Host, print, print_json, seconds, shown};
+use crate::cli::ExitCode;
 
 #[derive(Args)]
 pub struct PinArgs {

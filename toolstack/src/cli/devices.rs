@@ -1,7 +1,6 @@
 //! Commands about guests' devices: `block-attach`, `-list`, `-detach`, `network-*`, `channel-list`.
 
 use std::fmt::Write as _;
-use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -15,6 +14,7 @@ use xlrs::store::texts;
 use xlrs::{Error, Kind, Result, resize, userdata};
 
 use super::common::{Host, print, print_json};
+use crate::cli::ExitCode;
 
 #[derive(Args)]
 pub struct BlockAttachArgs {

@@ -1,13 +1,13 @@
 //! Shell completions and manual pages, made from the description of the command line.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use clap_complete::Shell;
 use xlrs::{Error, Result};
 
 use super::common::print_bytes;
+use crate::cli::ExitCode;
 
 #[derive(Args)]
 pub struct DocsArgs {

@@ -2,7 +2,6 @@
 //! `dump-core`, `config-update`.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::{Args, ValueEnum};
 use xen_hal::{HostControl, Store, Trigger};
@@ -13,6 +12,7 @@ use xlrs::{Error, Kind, Result, dump, nodes, prepare, rename as renaming};
 
 use super::check;
 use super::common::Host;
+use crate::cli::ExitCode;
 
 #[derive(Args)]
 pub struct RenameArgs {

@@ -1,7 +1,6 @@
 //! `xlrs host`, and the daemons that this program itself is.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use xen_hal::DomainControl;
 
 use clap::{Args, Subcommand};
@@ -11,6 +10,7 @@ use xlrs::{Error, Result, consoled, supervise};
 use xs_client::Connection;
 
 use super::common::print_json;
+use crate::cli::ExitCode;
 
 #[derive(Args)]
 pub struct HostArgs {
@@ -176,6 +176,7 @@ pub fn console_daemon(args: &ConsoleDaemonArgs) -> ExitCode {
         };
         consoled::serve(&world, Some(args.log_folder.clone()), &signals, ready)
     })
+    .into()
 }
 
 pub fn supervise(args: &SuperviseArgs) -> ExitCode {
@@ -184,4 +185,5 @@ pub fn supervise(args: &SuperviseArgs) -> ExitCode {
         let signals = Signals::take()?;
         supervise::serve(&super::hypervisor()?, &super::store()?, &signals, ready)
     })
+    .into()
 }

@@ -1,7 +1,6 @@
 //! Commands that change guests.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::Args;
 use xen_hal::DomainControl;
@@ -9,11 +8,13 @@ use xlrs::interrupt::Held;
 use xlrs::prepare::Prepared;
 use xlrs::store::find_domain;
 use xlrs::{
-    Error, Kind, Result, create as creation, destroy as removal, pool, power, times, userdata, uuid,
+    Error, Kind, Result, create as creation, destroy as removal, os, pool, power, times, userdata,
+    uuid,
 };
 
 use super::check;
 use super::common::DomainArgs;
+use crate::cli::ExitCode;
 
 #[derive(Args, Debug, Default, PartialEq)]
 pub struct CreateArgs {
@@ -219,6 +220,7 @@ fn quoted(text: &str) -> String {
 
 /// Creates a guest and lets it run.
 fn start(config: xlrs::config::DomainConfig, paused: bool, console: bool) -> Result<ExitCode> {
+    os::be_patient();
     let control = super::hypervisor()?;
     times::mark("hypervisor");
     let store = super::store()?;
@@ -247,11 +249,12 @@ fn start(config: xlrs::config::DomainConfig, paused: bool, console: bool) -> Res
         held.release();
         return console.run().map(|()| ExitCode::SUCCESS);
     }
+    times::mark("ready");
     start()?;
     times::mark("unpause");
-    guard.keep();
+    guard.keep_and_exit();
     held.release();
-    Ok(ExitCode::SUCCESS)
+    super::leave()
 }
 
 fn dry_run(mut config: xlrs::config::DomainConfig, quiet: bool) -> Result<ExitCode> {

@@ -1,7 +1,6 @@
 //! Commands that list guests: `list`, `vm-list`, `uptime`, `claims`, `domid`, `domname`.
 
 use std::fmt::Write as _;
-use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
@@ -12,6 +11,7 @@ use xlrs::store::{find_by_name, name_of, text};
 use xlrs::{Error, Kind, Result, os, retrieve, userdata, uuid};
 
 use super::common::{Host, print, print_json, seconds, shown};
+use crate::cli::ExitCode;
 
 const HEADER: &str = "Name                                        ID   Mem VCPUs\tState\tTime(s)";
 

@@ -1,7 +1,6 @@
 //! Commands about the host: `info`, `dmesg`, `debug-keys`, `set-parameters`, and what is not there yet.
 
 use std::fmt::Write as _;
-use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -9,6 +8,7 @@ use xen_hal::{CpuPlace, DomainControl, HostControl, HostInfo, NumaNode, Placemen
 use xlrs::{Error, Kind, Result};
 
 use super::common::{print, print_bytes, print_json};
+use crate::cli::ExitCode;
 
 /// Most of the hypervisor's log that is read; its buffer is 16 KiB by default.
 const MAX_LOG: usize = 64 << 20;

@@ -1,12 +1,11 @@
 //! Commands about guests' memory: `mem-set`, `mem-max`.
 
-use std::process::ExitCode;
-
 use clap::Args;
 use xlrs::config::memory_kib;
 use xlrs::{Error, Kind, Result, memory};
 
 use super::common::Host;
+use crate::cli::ExitCode;
 
 #[derive(Args)]
 pub struct MemoryArgs {

@@ -17,13 +17,35 @@ mod sched;
 mod store;
 mod top;
 
-use std::process::ExitCode;
-
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use xen_dom0::Hypervisor;
 use xlrs::{Error, Kind, Result};
 use xs_client::Connection;
+
+/// What the process ends with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ExitCode(pub u8);
+
+impl ExitCode {
+    pub const SUCCESS: ExitCode = ExitCode(0);
+    pub const FAILURE: ExitCode = ExitCode(1);
+}
+
+impl From<u8> for ExitCode {
+    fn from(code: u8) -> ExitCode {
+        ExitCode(code)
+    }
+}
+
+impl From<std::process::ExitCode> for ExitCode {
+    fn from(code: std::process::ExitCode) -> ExitCode {
+        match code == std::process::ExitCode::SUCCESS {
+            true => ExitCode::SUCCESS,
+            false => ExitCode::FAILURE,
+        }
+    }
+}
 
 /// Run and manage paravirtual guests on Xen
 #[derive(Parser)]
@@ -371,6 +393,12 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
             manage::not_yet("migrate guests", "shut it down here and create it there")
         }
     }
+}
+
+/// Ends the process after a success: what is open or mapped goes with it, for less than one by one.
+fn leave() -> ! {
+    xlrs::times::print();
+    std::process::exit(0)
 }
 
 /// The hypervisor, or what is in the way of reaching it.

@@ -1,7 +1,6 @@
 //! `xlrs pool`: shells that make creating guests faster.
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use serde_json::json;
@@ -9,6 +8,7 @@ use xlrs::{Result, pool};
 
 use super::check;
 use super::common::print_json;
+use crate::cli::ExitCode;
 
 #[derive(Args)]
 pub struct PoolArgs {

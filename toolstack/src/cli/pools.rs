@@ -3,7 +3,6 @@
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -15,6 +14,7 @@ use xlrs::{Error, Kind, Result, uuid};
 
 use super::check;
 use super::common::{Host, print, print_json, shown};
+use crate::cli::ExitCode;
 
 #[derive(Args)]
 pub struct CreateArgs {

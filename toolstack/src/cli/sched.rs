@@ -1,7 +1,6 @@
 //! Commands about schedulers: `sched-credit`, `sched-credit2`, `sched-rtds`.
 
 use std::fmt::Write as _;
-use std::process::ExitCode;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -10,6 +9,7 @@ use xen_sys::VcpuId;
 use xlrs::{Error, Kind, Result};
 
 use super::common::{Host, print, print_json, shown};
+use crate::cli::ExitCode;
 
 #[derive(Args)]
 pub struct CreditArgs {

@@ -3,7 +3,6 @@
 use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -13,6 +12,7 @@ use xlrs::destroy::devices;
 use xlrs::{Error, Result};
 
 use super::common::{Host, print, print_json, shown};
+use crate::cli::ExitCode;
 
 #[derive(Args)]
 pub struct TopArgs {

@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::os::unix::ffi::OsStrExt;
-use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::Args;
@@ -13,6 +12,7 @@ use xs_client::Connection;
 
 use super::value::unescaped;
 use super::{failed, together};
+use crate::cli::ExitCode;
 use crate::cli::common::print_bytes;
 
 /// How long a command to the daemon may take: a live update, say.

@@ -1,7 +1,6 @@
 //! The commands of `xlrs store` that change nothing.
 
 use std::io::{self, BufWriter, ErrorKind, Write};
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -14,6 +13,7 @@ use xs_wire::StoreError;
 use super::tree::{Layout, Tree, walk};
 use super::value::escaped;
 use super::{FAILED, failed, together};
+use crate::cli::ExitCode;
 use crate::cli::common::{print_bytes, print_json};
 
 #[derive(Args)]

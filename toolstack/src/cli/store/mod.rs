@@ -6,7 +6,6 @@ mod tree;
 mod value;
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
 use xen_hal::{StoreExt, TxId};
@@ -14,6 +13,8 @@ use xen_sys::Errno;
 use xlrs::{Error, Result};
 use xs_client::Connection;
 use xs_wire::StoreError;
+
+use crate::cli::ExitCode;
 
 /// The status of whatever fails, as the stock tools have it.
 const FAILED: u8 = 1;
