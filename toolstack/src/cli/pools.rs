@@ -138,7 +138,7 @@ fn make(host: &Host, wanted: &Wanted) -> Result<u32> {
 fn name(host: &Host, id: u32, name: &str) -> Result<()> {
     let id_bytes = uuid::make().map_err(|e| Error::system("make a UUID", "", &e))?;
     let id_text = uuid::format(&id_bytes);
-    host.store.transaction::<(), Error>(|store, tx| {
+    StoreExt::transaction::<(), Error>(&host.store, |store, tx| {
         let at = format!("/local/pool/{id}");
         store.write(Some(tx), &format!("{at}/uuid"), id_text.as_bytes())?;
         store.write(Some(tx), &format!("{at}/name"), name.as_bytes())?;

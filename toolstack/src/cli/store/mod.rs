@@ -88,7 +88,7 @@ fn together<T>(
     store: &Connection,
     mut body: impl FnMut(&Connection, Option<TxId>) -> Result<T>,
 ) -> Result<T> {
-    store.transaction(|store, tx| body(store, Some(tx)))
+    StoreExt::transaction(store, |store, tx| body(store, Some(tx)))
 }
 
 /// Says what was tried on which path, and what may help.
