@@ -66,6 +66,11 @@ pub fn all(host: &Host) -> Outcome {
         store
             .write(None, &home, b"still")
             .or_fail("a guest's write")?;
+        host.step("what stood on the dead daemon's sockets goes: nobody has kept them");
+        stop(host, "witness.cfg")?;
+        let console = stop(host, "xenconsoled")?;
+        let console: Vec<&str> = console.iter().map(String::as_str).collect();
+        host.run(&console)?.succeeded()?;
         witness.destroy()?;
         host.store()?
             .rm(None, ROOT)
@@ -104,6 +109,27 @@ fn killed(host: &Host) -> Outcome {
     host.run(&["kill", "-9", pid.trim()])?.succeeded()?;
     host.run(&[OURS, "--pid-file", PID_FILE])?.succeeded()?;
     Ok(())
+}
+
+/// Ends the process whose command line has this word; its command line.
+fn stop(host: &Host, word: &str) -> Outcome<Vec<String>> {
+    let all = std::fs::read_dir("/proc").or_broken("list /proc")?;
+    for entry in all.flatten() {
+        // It may have ended meanwhile, and others are no processes.
+        let line = std::fs::read_to_string(entry.path().join("cmdline")).unwrap_or_default();
+        let words: Vec<String> = line.split_terminator('\0').map(String::from).collect();
+        if words.iter().any(|part| part.ends_with(word)) {
+            let pid = entry.file_name().to_string_lossy().into_owned();
+            host.run(&["kill", &pid])?.succeeded()?;
+            let gone = || Ok((!entry.path().exists()).then_some(()));
+            let limit = std::time::Duration::from_secs(20);
+            host.wait_for(&format!("end of {word}"), limit, gone)?;
+            return Ok(words);
+        }
+    }
+    Err(Stop::Failed(format!(
+        "no process has {word} in its command line"
+    )))
 }
 
 /// A watch that was set before fires for what another client writes now.
