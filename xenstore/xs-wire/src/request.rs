@@ -324,8 +324,8 @@ pub fn words(body: &[u8]) -> Option<impl Iterator<Item = &[u8]>> {
 
 /// Cuts a payload after its first NUL.
 pub fn split_word(body: &[u8]) -> Option<(&[u8], &[u8])> {
-    let end = body.iter().position(|byte| *byte == 0)?;
-    Some((&body[..end], &body[end + 1..]))
+    let word = core::ffi::CStr::from_bytes_until_nul(body).ok()?.to_bytes();
+    Some((word, &body[word.len() + 1..]))
 }
 
 /// Parses a permission list as it stands on the wire: words such as `n0`, `r7`.
@@ -362,7 +362,10 @@ fn small(word: &[u8]) -> Result<u32, Errno> {
 }
 
 fn one(body: &[u8]) -> Result<&[u8], Errno> {
-    exactly(body).map(|[word]| word)
+    match body.split_last() {
+        Some((0, word)) if !word.contains(&0) => Ok(word),
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 fn exactly<const N: usize>(body: &[u8]) -> Result<[&[u8]; N], Errno> {

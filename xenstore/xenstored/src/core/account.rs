@@ -4,8 +4,7 @@
 //! Invariant: each count depends only on what is held now, not on how it came to be: it can be taken again from what is
 //! there (`CONTROL check`), and is 0 when nothing is held.
 
-use super::path;
-use super::tree::{Node, PART_MAX, Tree};
+use super::tree::{Node, PART_MAX, Tree, names};
 
 /// Beside a node's name and value.
 const NODE: usize = 240;
@@ -68,13 +67,13 @@ pub fn update(path: &str, value: usize) -> usize {
 /// What is copied of a tree by a change at `path`, if what is on the way down to so many levels was copied before.
 pub fn way(tree: &Tree, path: &str, levels: usize) -> usize {
     let mut node = tree.root();
-    let mut names = path::names(path);
+    let mut names = names(path);
     let mut bytes = 0;
     for level in 0.. {
         if level >= levels {
             bytes += of_node(node) + CHILD * node.children().len();
         }
-        match names.next().and_then(|name| node.child(name)) {
+        match names.next().and_then(|name| node.child(&name)) {
             Some(child) => node = child,
             None => break,
         }

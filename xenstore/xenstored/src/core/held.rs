@@ -174,11 +174,11 @@ impl Core {
         }
         let mut watches = super::ConnMap::<(u32, usize)>::default();
         for (path, watch) in self.watches.iter() {
-            let (count, bytes) = watches.entry(watch.conn).or_default();
+            let (count, bytes) = watches.or_default(watch.conn);
             *count += 1;
             *bytes += account::watch(path, &watch.token);
         }
-        for (conn, client) in &self.conns {
+        for (conn, client) in self.conns.iter() {
             let found = watches.remove(conn).unwrap_or_default();
             let counted = (client.watch_count, client.watch_bytes);
             if found != counted {

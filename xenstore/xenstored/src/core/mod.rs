@@ -7,6 +7,7 @@
 
 pub mod account;
 pub mod acl;
+mod conns;
 pub mod control;
 mod domains;
 mod hash;
@@ -28,7 +29,6 @@ pub mod watch;
 mod tests;
 
 use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -36,6 +36,7 @@ use xen_sys::{DomId, Errno, Port};
 use xs_wire::{Access, Header, Op};
 
 use acl::{Acl, Actor, DomLife};
+pub use conns::ConnMap;
 use control::TraceCommand;
 use domains::{Domain, SpecialAcls};
 use hash::Seeded;
@@ -52,31 +53,6 @@ use watch::{Watch, Watches};
 /// One client's connection; numbers are not used twice.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
-
-/// A map by connection. Their numbers count up and are nobody's to choose.
-pub type ConnMap<T> = HashMap<ConnId, T, BuildHasherDefault<ConnHasher>>;
-
-/// Spreads the numbers of connections over all bits.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct ConnHasher(u64);
-
-impl Hasher for ConnHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64((*byte).into());
-        }
-    }
-
-    fn write_u64(&mut self, number: u64) {
-        // The golden ratio of 2^64: near numbers come to lie far apart in the bits that the map uses.
-        let mixed = (self.0 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        self.0 = mixed ^ (mixed >> 32);
-    }
-}
 
 /// What a domain is up to, as far as the store cares.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

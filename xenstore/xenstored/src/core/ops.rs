@@ -71,8 +71,13 @@ impl Ops<'_> {
             return self.create(path, value);
         };
         self.owned.add(owner, 0, growth);
-        self.tree.set_value(path, value);
-        self.changed(path, None);
+        if let Some((acl, above)) = self.tree.set_value(path, value) {
+            self.changes.push(Change {
+                path: path.into(),
+                exact: false,
+                readable_by: [acl].into_iter().chain(above).collect(),
+            });
+        }
         Ok(())
     }
 

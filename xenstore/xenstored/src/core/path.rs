@@ -135,7 +135,8 @@ pub fn split(path: &str) -> Option<(&str, &str)> {
     if path == "/" {
         return None;
     }
-    let at = path.rfind('/')?;
+    // Names are short, as said above.
+    let at = path.bytes().rposition(|byte| byte == b'/')?;
     Some((if at == 0 { "/" } else { &path[..at] }, &path[at + 1..]))
 }
 
@@ -165,31 +166,49 @@ pub fn is_name(text: &str) -> bool {
 
 /// Whether an absolute path, other than `/`, has only names that may be.
 fn has_good_names(path: &[u8]) -> bool {
-    let mut before = 0;
-    for &byte in path {
-        if !is_name_byte_or_slash(byte) || byte == b'/' && before == b'/' {
-            return false;
+    let (Some((_, names)), Some((last, before))) = (path.split_first(), path.split_last()) else {
+        return false;
+    };
+    // Without a way out in the middle, so that many bytes are looked at at once; the last block overlaps the one before.
+    let bad = match before.last_chunk().zip(names.last_chunk()) {
+        Some((before_last, last)) => {
+            let blocks = before.as_chunks().0.iter().zip(names.as_chunks().0);
+            blocks.fold(bad_block(before_last, last), |bad, (before, block)| {
+                bad | bad_block(before, block)
+            })
         }
-        before = byte;
-    }
-    before != b'/'
+        None => bad_bytes(before, names),
+    };
+    bad == 0 && *last != b'/'
+}
+
+fn bad_block(before: &[u8; 16], block: &[u8; 16]) -> u8 {
+    bad_bytes(before, block)
+}
+
+/// 0 if all these may stand in names or are slashes, none of which comes behind a slash before it.
+#[inline(always)]
+fn bad_bytes(before: &[u8], bytes: &[u8]) -> u8 {
+    let pairs = before.iter().zip(bytes);
+    pairs.fold(0, |bad, (before, byte)| {
+        let no_name = (*before == b'/') & (*byte == b'/');
+        bad | bad_byte(*byte) | u8::from(no_name)
+    })
 }
 
 fn is_name_byte_or_slash(byte: u8) -> bool {
-    NAME_BYTES[usize::from(byte)]
+    bad_byte(byte) == 0
 }
 
-/// Which bytes may stand in a name, and the slash.
-const NAME_BYTES: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < table.len() {
-        table[byte] =
-            (byte as u8).is_ascii_alphanumeric() || matches!(byte as u8, b'-' | b'/' | b'_' | b'@');
-        byte += 1;
-    }
-    table
-};
+/// 0 for a byte that may stand in a name, and for the slash.
+#[inline]
+fn bad_byte(byte: u8) -> u8 {
+    let letter = (byte | 0x20).wrapping_sub(b'a') < 26;
+    // The slash comes before the digits.
+    let digit_or_slash = byte.wrapping_sub(b'/') < 11;
+    let other = (byte == b'-') | (byte == b'_') | (byte == b'@');
+    u8::from(!(letter | digit_or_slash | other))
+}
 
 #[cfg(test)]
 mod tests {
@@ -221,6 +240,21 @@ mod tests {
             assert_eq!(absolute(raw.as_bytes()), Err(Errno::EINVAL), "{raw:?}");
         }
         assert_eq!(absolute(b"/\xff"), Err(Errno::EINVAL));
+    }
+
+    #[test]
+    fn bytes_of_names() {
+        for byte in 0..=u8::MAX {
+            let may_be = byte.is_ascii_alphanumeric() || b"-/_@".contains(&byte);
+            assert_eq!(is_name_byte_or_slash(byte), may_be, "{byte}");
+            // Wherever it stands.
+            for at in 1..40 {
+                let mut path = vec![b'x'; 40];
+                (path[0], path[at]) = (b'/', byte);
+                let doubled = byte == b'/' && (at == 1 || at == 39);
+                assert_eq!(has_good_names(&path), may_be && !doubled, "{byte} at {at}");
+            }
+        }
     }
 
     #[test]

@@ -86,7 +86,9 @@ impl Core {
             self.note_usage(host, &actor);
         }
         self.renew_transactions();
-        self.give_turns(host);
+        if self.turns.has_free() {
+            self.give_turns(host);
+        }
     }
 
     /// `None` if the reply was queued already.
@@ -144,7 +146,7 @@ impl Core {
             Request::Write(raw, value) if tx == 0 => {
                 let path = self.node_path(actor, raw)?;
                 let beside = self.beside(host, conn, &actor, 0);
-                let mut changes = Vec::new();
+                let mut changes = Vec::with_capacity(1);
                 self.ops(actor, beside, &mut changes).write(&path, value)?;
                 done(changes)
             }
@@ -394,7 +396,10 @@ impl Core {
         if let Some(node) = node {
             self.turns.take(node, conn, id);
         }
-        Ok(Some(Outcome::Payload(format!("{id}\0").into_bytes())))
+        let mut text = [0; NUMBER_MAX];
+        let body = number(id, &mut text);
+        host.reply(conn, Op::TransactionStart, header, body);
+        Ok(None)
     }
 
     fn open(&mut self, conn: ConnId) -> Result<u32, Errno> {
@@ -577,6 +582,23 @@ impl Core {
     }
 }
 
+/// Bytes of the longest number of 32 bits with a NUL.
+const NUMBER_MAX: usize = 11;
+
+/// A number in digits, with a NUL.
+fn number(mut number: u32, text: &mut [u8; NUMBER_MAX]) -> &[u8] {
+    let mut at = NUMBER_MAX - 1;
+    text[at] = 0;
+    loop {
+        at -= 1;
+        text[at] = b'0' + (number % 10) as u8;
+        number /= 10;
+        if number == 0 || at == 0 {
+            return &text[at..];
+        }
+    }
+}
+
 /// All names, each with a NUL.
 fn listing(node: &Node) -> Vec<u8> {
     let mut names = Vec::with_capacity(node.names_len());
@@ -606,4 +628,17 @@ fn listing_part(node: &Node, offset: u64) -> Vec<u8> {
     }
     body.push(0);
     body
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_in_digits() {
+        for value in [0, 1, 9, 10, 99, 100, 4_294_967_295] {
+            let expected = format!("{value}\0");
+            assert_eq!(number(value, &mut [b'x'; NUMBER_MAX]), expected.as_bytes());
+        }
+    }
 }

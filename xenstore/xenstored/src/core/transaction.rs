@@ -253,6 +253,9 @@ impl Update {
     }
 }
 
+/// Room for so many updates is made with the first.
+const UPDATES: usize = 4;
+
 /// Most updates that are not made yet: each is looked at when a value is read.
 const PENDING_MAX: usize = 8;
 
@@ -533,6 +536,9 @@ impl Transaction {
         }
         self.bytes += update.bytes() + told_bytes(&self.changes[told..]);
         self.copied += copied;
+        if self.updates.is_empty() {
+            self.updates = Vec::with_capacity(UPDATES);
+        }
         self.updates.push(update);
         Ok(())
     }
@@ -566,8 +572,7 @@ impl Transaction {
         }
         // What is held only by its copy is free to be changed in place.
         drop((self.tree, self.reads));
-        self.changes.clear();
-        let mut changes = self.changes;
+        let mut changes = Vec::with_capacity(self.updates.len());
         // One change is made as a whole or not at all; several are tried first.
         let mut merged = (self.updates.len() > 1).then(|| tree.clone());
         let mut delta = Owned::default();

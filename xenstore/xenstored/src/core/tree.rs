@@ -3,6 +3,8 @@
 
 mod build;
 mod children;
+mod list;
+mod name;
 mod node;
 
 use std::rc::Rc;
@@ -12,6 +14,7 @@ use super::path;
 
 pub use build::Builder;
 pub use children::PART_MAX;
+pub use name::{Name, names};
 pub use node::Node;
 
 /// A whole tree. Cloning it is O(1); a change to one clone does not show in the others.
@@ -71,8 +74,8 @@ impl Tree {
     /// The node at this absolute path.
     pub fn get(&self, path: &str) -> Option<&Node> {
         let mut node = &self.root;
-        for name in path::names(path) {
-            node = node.child(name)?;
+        for name in names(path) {
+            node = node.child(&name)?;
         }
         Some(node)
     }
@@ -80,9 +83,9 @@ impl Tree {
     /// The node at this path and the one above it, as far as they exist.
     pub fn with_parent(&self, path: &str) -> (Option<&Node>, Option<&Node>) {
         let (mut parent, mut node) = (None, Some(&*self.root));
-        for name in path::names(path) {
+        for name in names(path) {
             parent = node;
-            node = node.and_then(|node| node.child(name)).map(|node| &**node);
+            node = node.and_then(|node| node.child(&name)).map(|node| &**node);
         }
         (parent, node)
     }
@@ -94,14 +97,14 @@ impl Tree {
         path: &str,
     ) -> Option<(Option<&'t Node>, Option<&'t Node>)> {
         let (mut a, mut b) = (Some(&self.root), Some(&other.root));
-        for name in path::names(path) {
+        for name in names(path) {
             match (a, b) {
                 (None, None) => return None,
                 (Some(a), Some(b)) if Rc::ptr_eq(a, b) => return None,
                 _ => {}
             }
-            a = a.and_then(|node| node.child(name));
-            b = b.and_then(|node| node.child(name));
+            a = a.and_then(|node| node.child(&name));
+            b = b.and_then(|node| node.child(&name));
         }
         match (a, b) {
             (None, None) => None,
@@ -114,22 +117,31 @@ impl Tree {
     pub fn nearest<'p>(&self, path: &'p str) -> (&'p str, &Node) {
         let mut node = &*self.root;
         let mut end = 0;
-        for name in path::names(path) {
-            match node.child(name) {
+        for name in names(path) {
+            match node.child(&name) {
                 Some(child) => node = child,
                 None => return (if end == 0 { "/" } else { &path[..end] }, node),
             }
-            end += 1 + name.len();
+            end += 1 + name.bytes.len();
         }
         (path, node)
     }
 
-    /// Changes an existing node's value.
-    pub fn set_value(&mut self, path: &str, value: &[u8]) {
+    /// Changes an existing node's value. Returns its permissions, and those of the node above if that has others.
+    pub fn set_value(&mut self, path: &str, value: &[u8]) -> Option<(Acl, Option<Acl>)> {
         self.generation += 1;
-        if let Some(node) = self.get_mut(path) {
-            node.set_value(value);
+        let mut above = None;
+        let mut node = Rc::make_mut(&mut self.root);
+        self.replaced = self.replaced.saturating_add(node.copied());
+        for name in names(path) {
+            let (acl, child) = node.child_and_acl(&name)?;
+            let child = Rc::make_mut(child);
+            self.replaced = self.replaced.saturating_add(child.copied());
+            above = (!acl.same(child.acl())).then_some(acl);
+            node = child;
         }
+        node.set_value(value);
+        Some((node.acl().clone(), above.cloned()))
     }
 
     /// Changes an existing node's permissions.
@@ -179,8 +191,8 @@ impl Tree {
     fn get_mut(&mut self, path: &str) -> Option<&mut Node> {
         let mut node = Rc::make_mut(&mut self.root);
         self.replaced = self.replaced.saturating_add(node.copied());
-        for name in path::names(path) {
-            node = Rc::make_mut(node.child_mut(name)?);
+        for name in names(path) {
+            node = Rc::make_mut(node.child_mut(&name)?);
             self.replaced = self.replaced.saturating_add(node.copied());
         }
         Some(node)

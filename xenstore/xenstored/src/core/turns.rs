@@ -199,6 +199,12 @@ impl Turns {
         late
     }
 
+    /// Whether a turn may be given to somebody: [`next_turn`](Self::next_turn) is to be called then.
+    #[inline]
+    pub fn has_free(&self) -> bool {
+        !self.free.is_empty()
+    }
+
     /// The next whose turn it is; [`take`](Self::take) is to be called for it.
     pub fn next_turn(&mut self) -> Option<(Rc<str>, Waiting)> {
         while let Some(node) = self.free.pop() {

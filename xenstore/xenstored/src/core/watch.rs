@@ -74,7 +74,11 @@ impl Watches {
 
     /// The watches that a change of `changed` concerns; with `exact`, only those on that very path.
     pub fn matching(&self, changed: &str, exact: bool) -> impl Iterator<Item = &Watch> {
-        let levels = if exact { 1 } else { usize::MAX };
+        let levels = match exact {
+            _ if self.by_path.is_empty() => 0,
+            true => 1,
+            false => usize::MAX,
+        };
         path::with_ancestors(changed)
             .take(levels)
             .zip(0..)

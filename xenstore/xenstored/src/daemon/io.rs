@@ -275,14 +275,21 @@ impl<W: StoreWorld> Io<W> {
         Some(conn)
     }
 
+    /// A connection's transport may be read or written.
+    #[inline]
+    pub fn ready(&mut self, id: ConnId, readable: bool, writable: bool) {
+        if let Some(conn) = self.conns.get_mut(&id) {
+            conn.readable |= readable;
+            conn.writable |= writable;
+            if !std::mem::replace(&mut conn.queued, true) {
+                self.ready.push_back(id);
+            }
+        }
+    }
+
     /// Lets a connection be served.
     pub fn wake(&mut self, id: ConnId) {
-        if let Some(conn) = self.conns.get_mut(&id)
-            && !conn.queued
-        {
-            conn.queued = true;
-            self.ready.push_back(id);
-        }
+        self.ready(id, false, false);
     }
 
     /// The next connection to serve; it is not woken before [`served`](Self::served).
@@ -383,7 +390,9 @@ impl<W: StoreWorld> Host for Io<W> {
             if conn.kept {
                 self.journal.output(id, bytes);
             }
-            self.wake(id);
+            if !std::mem::replace(&mut conn.queued, true) {
+                self.ready.push_back(id);
+            }
         }
     }
 

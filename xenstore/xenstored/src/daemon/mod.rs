@@ -185,11 +185,7 @@ impl<W: StoreWorld> Daemon<W> {
 
     /// Tells that a socket may be read or written.
     pub fn socket_ready(&mut self, id: ConnId, readable: bool, writable: bool) {
-        if let Some(conn) = self.io.conns.get_mut(&id) {
-            conn.readable |= readable;
-            conn.writable |= writable;
-            self.io.wake(id);
-        }
+        self.io.ready(id, readable, writable);
     }
 
     /// Tells that a socket's peer has sent its last.
@@ -242,7 +238,7 @@ impl<W: StoreWorld> Daemon<W> {
         }
         self.io.clock = now;
         let before = now.saturating_sub(self.event_timeout);
-        for (id, conn) in &mut self.io.conns {
+        for (id, conn) in self.io.conns.iter_mut() {
             let Transport::Ring(ring) = &conn.transport else {
                 continue;
             };
@@ -321,12 +317,8 @@ impl<W: StoreWorld> Daemon<W> {
                 }
                 Some(WorldEvent::DomainsChanged) => self.look_at_domains(),
                 Some(WorldEvent::Port(port)) => {
-                    if let Some(id) = self.io.by_port(port)
-                        && let Some(conn) = self.io.conns.get_mut(&id)
-                    {
-                        conn.readable = true;
-                        conn.writable = true;
-                        self.io.wake(id);
+                    if let Some(id) = self.io.by_port(port) {
+                        self.io.ready(id, true, true);
                     }
                 }
             }
@@ -373,15 +365,15 @@ impl<W: StoreWorld> Daemon<W> {
     /// The first half of a connection's turn: sends what waits, carries out some requests. Whether any bytes were sent or
     /// taken.
     fn listen(&mut self, id: ConnId) -> Result<bool, End> {
-        if self.is_reconnected(id) {
+        let Some(conn) = self.io.conns.get(&id) else {
+            return Ok(false);
+        };
+        let (has_output, has_input) = (!conn.output.is_empty(), !conn.input.is_empty());
+        if matches!(conn.transport, Transport::Ring(_)) && self.is_reconnected(id) {
             return Ok(true);
         }
-        let most = self.core.most_outstanding(id);
-        if let Some(conn) = self.io.conns.get_mut(&id) {
-            conn.output.set_most_replies(most);
-        }
-        let moved = self.flush(id)?;
-        Ok(self.take_requests(id)? | moved)
+        let moved = has_output && self.flush(id)?;
+        Ok(self.take_requests(id, has_input)? | moved)
     }
 
     /// Whether the peer of a ring has asked for a fresh start, which it has then. Nothing is done for a failed one that has
@@ -393,6 +385,9 @@ impl<W: StoreWorld> Daemon<W> {
         let Transport::Ring(ring) = &mut conn.transport else {
             return false;
         };
+        // dom0's socket clients may let any number of replies wait.
+        let most = self.core.most_outstanding(id);
+        conn.output.set_most_replies(most);
         let wanted = ring.wants_reconnect();
         if wanted {
             // First the journal: a new daemon finds the wish in the page, or all done.
@@ -416,10 +411,8 @@ impl<W: StoreWorld> Daemon<W> {
             return Ok(false);
         };
         if moved && let Transport::Ring(ring) = &conn.transport {
-            let port = ring.port;
-            self.io.world.notify(port);
+            self.io.world.notify(ring.port);
         }
-        let conn = &self.io.conns[&id];
         let more_input = conn.readable || has_message(&conn.input);
         let more_output = conn.writable && !conn.output.is_empty();
         if conn.ended && !has_message(&conn.input) && conn.output.is_empty() {
@@ -428,20 +421,28 @@ impl<W: StoreWorld> Daemon<W> {
         Ok(more_output || more_input && conn.is_heard())
     }
 
-    /// Reads and carries out requests; whether any bytes were taken from the transport.
-    fn take_requests(&mut self, id: ConnId) -> Result<bool, End> {
+    /// Reads and carries out requests, those that were kept first if there are any; whether any bytes were taken from the
+    /// transport.
+    fn take_requests(&mut self, id: ConnId, has_kept: bool) -> Result<bool, End> {
         // Taken out, so that requests may be carried out from where they were read to.
         let mut buffer = std::mem::take(&mut self.buffer);
-        let result = self.take_requests_by(&mut buffer, id);
+        let result = self.take_requests_by(&mut buffer, id, has_kept);
         self.buffer = buffer;
         result
     }
 
-    fn take_requests_by(&mut self, buffer: &mut Vec<u8>, id: ConnId) -> Result<bool, End> {
+    fn take_requests_by(
+        &mut self,
+        buffer: &mut Vec<u8>,
+        id: ConnId,
+        mut has_kept: bool,
+    ) -> Result<bool, End> {
         let mut moved = false;
         let mut left = REQUESTS_PER_TURN;
         loop {
-            self.carry_out_kept(id, &mut left)?;
+            if has_kept {
+                self.carry_out_kept(id, &mut left)?;
+            }
             let Some(conn) = self.io.conns.get_mut(&id) else {
                 return Ok(moved);
             };
@@ -480,6 +481,7 @@ impl<W: StoreWorld> Daemon<W> {
                 true => self.carry_out(id, buffer, &mut left),
                 false => (0, Ok(())),
             };
+            let mut is_readable = false;
             if let Some(conn) = self.io.conns.get_mut(&id) {
                 if used < len {
                     conn.input.extend_from_slice(&buffer[used..]);
@@ -493,8 +495,12 @@ impl<W: StoreWorld> Daemon<W> {
                 {
                     ring.take(len);
                 }
+                (is_readable, has_kept) = (conn.readable, !conn.input.is_empty());
             }
             result?;
+            if !is_readable && !has_kept {
+                return Ok(moved);
+            }
         }
     }
 
@@ -529,7 +535,7 @@ impl<W: StoreWorld> Daemon<W> {
         left: &mut usize,
     ) -> (usize, Result<(), End>) {
         let mut used = 0;
-        while *left > 0 {
+        while *left > 0 && used < input.len() {
             let conn = self.io.conns.get(&id);
             let Some(conn) = conn.filter(|conn| conn.is_heard()) else {
                 break;

@@ -156,6 +156,9 @@ impl Output {
 
     /// Makes bytes of events that wait, while there is room; returns of how many.
     pub fn fill(&mut self) -> usize {
+        if self.waiting.is_empty() {
+            return 0;
+        }
         let mut moved = 0;
         while self.bytes.len() - self.sent < HIGH_WATER && self.move_one().is_some() {
             moved += 1;

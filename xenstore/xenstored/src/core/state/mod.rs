@@ -163,7 +163,7 @@ impl Core {
     pub fn export(&self) -> State {
         let mut watches: ConnMap<Vec<WatchState>> = ConnMap::default();
         for (path, watch) in self.watches.iter() {
-            let list = watches.entry(watch.conn).or_default();
+            let list = watches.or_default(watch.conn);
             list.push(WatchState {
                 path: path.clone(),
                 token: watch.token.clone(),
@@ -272,7 +272,7 @@ impl Core {
     /// The trees of the open transactions, and these.
     fn versions(&self) -> Vec<Version> {
         let mut trees: HashMap<u64, (&Tree, Vec<TransactionState>)> = HashMap::new();
-        for (conn, client) in &self.conns {
+        for (conn, client) in self.conns.iter() {
             for (id, transaction) in &client.transactions {
                 let then = transaction.then();
                 let (_, list) = trees.entry(then.generation()).or_insert((then, Vec::new()));

@@ -1,22 +1,23 @@
 //! A node's children, ordered by name. Few lie in one list; more in parts of some dozens, so that a change of one below a
 //! directory that is shared with another tree copies a part of the directory, not all of it.
 
+use std::cmp::Ordering;
 use std::rc::Rc;
 
+use super::list::List;
+use super::name::Name;
 use super::node::Node;
 
 /// Most children in a part. Copying one takes time by it, copying the list of parts by its reciprocal.
 pub const PART_MAX: usize = 32;
 /// Two parts that are together no larger become one.
 const PART_MIN: usize = PART_MAX / 2;
-/// By how much a list grows, in children: most lists are small, and half empty ones would cost more than moving.
-const GROWTH: usize = 4;
 
 /// All children of a node.
 #[derive(Clone, Debug)]
 pub struct Children {
     /// All of them, as long as there are no parts.
-    first: Vec<Child>,
+    first: List,
     /// Two at least, or none; each has children.
     parts: Vec<Part>,
     count: u32,
@@ -27,53 +28,47 @@ pub struct Children {
 struct Part {
     /// The key of the first.
     key: u64,
-    list: Rc<Vec<Child>>,
+    list: Rc<List>,
 }
 
 /// A child with the beginning of its name, so that a search looks at few nodes and stays in the cache.
 #[derive(Clone, Debug)]
-struct Child {
-    /// The first [`KEY_LEN`] bytes of the name, as a number that is ordered as they are.
+pub(super) struct Child {
+    /// The [`Name::key`] of its name.
     key: u64,
     node: Rc<Node>,
 }
 
-const KEY_LEN: usize = 8;
+/// So many are looked at one after the other.
+const FEW: usize = 8;
 
-/// A name to look for.
-#[derive(Clone, Copy)]
-struct Wanted<'a> {
-    key: u64,
-    name: &'a [u8],
-}
-
-impl<'a> Wanted<'a> {
-    fn new(name: &'a [u8]) -> Self {
-        let key = key(name);
-        Wanted { key, name }
+/// Where a name is in a list, or where it would be.
+#[inline]
+fn position(list: &[Child], name: &Name<'_>) -> Result<usize, usize> {
+    let is_before = |child: &&Child| child.key < name.key;
+    let mut at = match list.len() {
+        ..=FEW => list.iter().take_while(is_before).count(),
+        _ => list.partition_point(|child| is_before(&child)),
+    };
+    while let Some(child) = list.get(at)
+        && child.key == name.key
+    {
+        if name.is_short() {
+            return Ok(at);
+        }
+        match child.node.name_bytes().cmp(name.bytes) {
+            Ordering::Less => at += 1,
+            Ordering::Equal => return Ok(at),
+            Ordering::Greater => break,
+        }
     }
-
-    /// How a child compares, whose key is at hand.
-    fn order(&self, key: u64, node: &Node) -> std::cmp::Ordering {
-        key.cmp(&self.key).then_with(|| {
-            // Keys of shorter names are filled up with zeros, which no name has: equal keys mean equal names.
-            if self.name.len() < KEY_LEN {
-                std::cmp::Ordering::Equal
-            } else {
-                node.name_bytes().cmp(self.name)
-            }
-        })
-    }
-
-    fn position(&self, list: &[Child]) -> Result<usize, usize> {
-        list.binary_search_by(|child| self.order(child.key, &child.node))
-    }
+    Err(at)
 }
 
 impl Children {
     /// None.
     pub const NONE: Children = Children {
-        first: Vec::new(),
+        first: List::Many(Vec::new()),
         parts: Vec::new(),
         count: 0,
     };
@@ -95,41 +90,40 @@ impl Children {
     }
 
     /// The one of this name.
-    pub fn get(&self, name: &str) -> Option<&Rc<Node>> {
-        let wanted = Wanted::new(name.as_bytes());
-        let list = match self.part(&wanted) {
-            None => &self.first,
-            Some(part) => &*self.parts[part].list,
+    #[inline]
+    pub fn get(&self, name: &Name<'_>) -> Option<&Rc<Node>> {
+        let list = match self.parts.is_empty() {
+            true => &self.first,
+            false => &*self.parts[self.part(name)?].list,
         };
-        let at = wanted.position(list).ok()?;
+        let at = position(list, name).ok()?;
         Some(&list[at].node)
     }
 
     /// The one of this name, to be changed.
-    pub fn get_mut(&mut self, name: &str) -> Option<&mut Rc<Node>> {
-        let wanted = Wanted::new(name.as_bytes());
-        let list = match self.part(&wanted) {
+    pub fn get_mut(&mut self, name: &Name<'_>) -> Option<&mut Rc<Node>> {
+        let list = match self.part(name) {
             None => &mut self.first,
             Some(part) => {
                 let list = &mut self.parts[part].list;
                 // Nothing is copied for one that is not there.
-                wanted.position(list).ok()?;
-                Rc::make_mut(list)
+                let at = position(list, name).ok()?;
+                return Some(&mut Rc::make_mut(list)[at].node);
             }
         };
-        let at = wanted.position(list).ok()?;
+        let at = position(list, name).ok()?;
         Some(&mut list[at].node)
     }
 
     /// Adds one, made when its name is found to be free; whether it was.
     pub fn insert(&mut self, name: &str, node: impl FnOnce() -> Node) -> bool {
-        let wanted = Wanted::new(name.as_bytes());
+        let wanted = Name::new(name.as_bytes());
         let part = self.part(&wanted);
         let list = match part {
             None => &self.first,
             Some(part) => &*self.parts[part].list,
         };
-        let Err(at) = wanted.position(list) else {
+        let Err(at) = position(list, &wanted) else {
             return false;
         };
         let child = Child {
@@ -139,18 +133,18 @@ impl Children {
         self.count += 1;
         match part {
             None => {
-                insert(&mut self.first, at, child);
+                self.first.insert(at, child);
                 if self.first.len() > PART_MAX {
-                    let (low, high) = halves(std::mem::take(&mut self.first));
+                    let (low, high) = std::mem::take(&mut self.first).halves();
                     self.parts = vec![Part::new(low), Part::new(high)];
                 }
             }
             Some(number) => {
                 let part = &mut self.parts[number];
                 let list = Rc::make_mut(&mut part.list);
-                insert(list, at, child);
+                list.insert(at, child);
                 if list.len() > PART_MAX {
-                    let (low, high) = halves(std::mem::take(list));
+                    let (low, high) = std::mem::take(list).halves();
                     *part = Part::new(low);
                     self.parts.insert(number + 1, Part::new(high));
                 } else {
@@ -172,18 +166,14 @@ impl Children {
 
     /// Takes one out.
     pub fn remove(&mut self, name: &str) -> Option<Rc<Node>> {
-        let wanted = Wanted::new(name.as_bytes());
+        let wanted = Name::new(name.as_bytes());
         let Some(number) = self.part(&wanted) else {
-            let at = wanted.position(&self.first).ok()?;
+            let at = position(&self.first, &wanted).ok()?;
             self.count -= 1;
-            let child = self.first.remove(at);
-            if self.first.capacity() > self.first.len() + 2 * GROWTH {
-                self.first.shrink_to(self.first.len() + GROWTH);
-            }
-            return Some(child.node);
+            return Some(self.first.remove(at).node);
         };
         let part = &mut self.parts[number];
-        let at = wanted.position(&part.list).ok()?;
+        let at = position(&part.list, &wanted).ok()?;
         self.count -= 1;
         let list = Rc::make_mut(&mut part.list);
         let child = list.remove(at);
@@ -211,61 +201,35 @@ impl Children {
             return;
         };
         if low.list.len() + high.list.len() <= PART_MIN {
-            let mut list = Rc::unwrap_or_clone(std::mem::take(&mut high.list));
-            Rc::make_mut(&mut low.list).append(&mut list);
+            let list = Rc::unwrap_or_clone(std::mem::take(&mut high.list));
+            Rc::make_mut(&mut low.list).append(list);
             self.parts.remove(number + 1);
         }
     }
 
     /// The part where a name is, if it is there; `None` if there are no parts.
-    fn part(&self, wanted: &Wanted<'_>) -> Option<usize> {
+    fn part(&self, name: &Name<'_>) -> Option<usize> {
         if self.parts.is_empty() {
             return None;
         }
-        let is_before = |part: &Part| {
-            let first = part.list.first();
-            part.key < wanted.key
-                || part.key == wanted.key
-                    && first.is_some_and(|first| wanted.order(first.key, &first.node).is_le())
-        };
-        Some(self.parts.partition_point(is_before).saturating_sub(1))
+        let mut behind = self.parts.partition_point(|part| part.key < name.key);
+        while let Some(part) = self.parts.get(behind)
+            && part.key == name.key
+            && let Some(first) = part.list.first()
+            && (name.is_short() || first.node.name_bytes() <= name.bytes)
+        {
+            behind += 1;
+        }
+        Some(behind.saturating_sub(1))
     }
 }
 
 impl Part {
-    fn new(list: Vec<Child>) -> Part {
+    fn new(list: List) -> Part {
         Part {
             key: list.first().map_or(0, |child| child.key),
             list: Rc::new(list),
         }
-    }
-}
-
-fn insert(list: &mut Vec<Child>, at: usize, child: Child) {
-    if list.len() == list.capacity() {
-        list.reserve_exact(GROWTH);
-    }
-    list.insert(at, child);
-}
-
-fn halves(mut low: Vec<Child>) -> (Vec<Child>, Vec<Child>) {
-    let high = low.split_off(low.len() / 2);
-    low.shrink_to_fit();
-    (low, high)
-}
-
-/// The first bytes of a name, big-endian, so that keys are ordered as names are.
-fn key(name: &[u8]) -> u64 {
-    if let Some(first) = name.first_chunk::<KEY_LEN>() {
-        return u64::from_be_bytes(*first);
-    }
-    let mut key = 0;
-    for byte in name {
-        key = key << 8 | u64::from(*byte);
-    }
-    match name.len() {
-        0 => 0,
-        len => key << (8 * (KEY_LEN - len)),
     }
 }
 
@@ -330,21 +294,7 @@ mod tests {
 
     use crate::core::acl::Acl;
 
-    #[test]
-    fn keys_are_ordered_as_names() {
-        let names = [
-            "", "-", "0", "00", "1", "a", "a0", "aaaaaaa", "aaaaaaaa", "aaaaaaab", "b",
-        ];
-        for pair in names.windows(2) {
-            assert!(
-                key(pair[0].as_bytes()) < key(pair[1].as_bytes()),
-                "{pair:?}"
-            );
-        }
-        assert_eq!(key(b"aaaaaaaa"), key(b"aaaaaaaab"));
-    }
-
-    /// Names that are near each other, some beginning with the same [`KEY_LEN`] bytes.
+    /// Names that are near each other, some beginning with the same bytes.
     fn name() -> impl Strategy<Value = String> {
         let head = prop_oneof![
             Just(""),
@@ -372,7 +322,7 @@ mod tests {
                 assert!(names.iter().eq(back.iter().rev()));
                 assert_eq!(names, model.keys().map(String::as_str).collect::<Vec<_>>());
                 assert_eq!(children.len(), model.len());
-                assert!(names.iter().all(|name| children.get(name).unwrap().name() == *name));
+                assert!(names.iter().all(|name| children.get(&Name::new(name.as_bytes())).unwrap().name() == *name));
                 assert!(children.parts.len() != 1);
                 assert!(children.parts.iter().all(|p| (1..=PART_MAX).contains(&p.list.len()) && p.key == p.list[0].key));
             };
@@ -382,8 +332,8 @@ mod tests {
                     prop_assert_eq!(children.insert(name, || node(name)), is_new);
                 } else {
                     let was = model.remove(name).is_some();
-                    prop_assert_eq!(children.get(name).is_some(), was);
-                    prop_assert_eq!(children.get_mut(name).is_some(), was);
+                    prop_assert_eq!(children.get(&Name::new(name.as_bytes())).is_some(), was);
+                    prop_assert_eq!(children.get_mut(&Name::new(name.as_bytes())).is_some(), was);
                     prop_assert_eq!(children.remove(name).is_some(), was);
                 }
                 if *copy && copies.len() < 8 {
@@ -395,7 +345,7 @@ mod tests {
                 let name = index.get(&model.keys().collect::<Vec<_>>()).to_string();
                 model.remove(&name);
                 prop_assert!(children.remove(&name).is_some());
-                prop_assert!(children.get(&name).is_none());
+                prop_assert!(children.get(&Name::new(name.as_bytes())).is_none());
             }
             check(&children, &model);
             for (children, model) in &copies {

@@ -3,6 +3,7 @@
 use std::rc::Rc;
 
 use super::children::{Children, Iter};
+use super::name::Name;
 use crate::core::account;
 use crate::core::acl::Acl;
 
@@ -114,15 +115,24 @@ impl Node {
     }
 
     /// The child of this name.
-    pub fn child(&self, name: &str) -> Option<&Rc<Node>> {
+    #[inline]
+    pub fn child(&self, name: &Name<'_>) -> Option<&Rc<Node>> {
         self.directory()?.children.get(name)
     }
 
     /// The child of this name, to be changed.
-    pub(super) fn child_mut(&mut self, name: &str) -> Option<&mut Rc<Node>> {
+    pub(super) fn child_mut(&mut self, name: &Name<'_>) -> Option<&mut Rc<Node>> {
         match &mut self.body {
             Body::Leaf(_) => None,
             Body::Directory(directory) => directory.children.get_mut(name),
+        }
+    }
+
+    /// The child of this name, to be changed, and this node's permissions.
+    pub(super) fn child_and_acl(&mut self, name: &Name<'_>) -> Option<(&Acl, &mut Rc<Node>)> {
+        match &mut self.body {
+            Body::Leaf(_) => None,
+            Body::Directory(directory) => Some((&self.acl, directory.children.get_mut(name)?)),
         }
     }
 

@@ -117,7 +117,7 @@ impl<W: StoreWorld> Daemon<W> {
         self.io.journal = journal;
         self.io.manager = manager;
         if let Some(manager) = self.io.manager.as_mut().filter(|_| new) {
-            for (id, conn) in &self.io.conns {
+            for (id, conn) in self.io.conns.iter() {
                 if let Transport::Socket(fd) = &conn.transport {
                     manager.keep_connection(*id, fd.as_fd());
                 }

@@ -145,7 +145,7 @@ impl<W: StoreWorld> Daemon<W> {
             true => manager.keep_listener(own.listener),
             false => manager.forget_listener(),
         }
-        for (id, conn) in &self.io.conns {
+        for (id, conn) in self.io.conns.iter() {
             match &conn.transport {
                 Transport::Socket(fd) if kept => manager.keep_connection(*id, fd.as_fd()),
                 Transport::Socket(_) => manager.forget_connection(*id),
