@@ -14,8 +14,8 @@ use super::trace::{self, Trace};
 use super::world::StoreWorld;
 use crate::core::control::TraceCommand;
 use crate::core::{Buffered, ConnId, ConnMap, DomainReport, Event, Host, Identity};
-use crate::journal::Journal;
 use crate::journal::conns::{Saved, What};
+use crate::journal::{Journal, count};
 use crate::manager::Manager;
 
 /// Where a connection's bytes come from and go to.
@@ -59,6 +59,8 @@ pub struct Conn {
     /// Whether it goes on with the daemon after us: a ring, or a socket that somebody keeps. What of its bytes was taken and
     /// given is told to the journal only then.
     pub kept: bool,
+    /// At what the socket's [`count`] stands, if it is kept.
+    pub count: u32,
     /// Whether it stands in the list of connections to serve, or is being served.
     queued: bool,
 }
@@ -75,6 +77,22 @@ impl Conn {
     /// What is kept for it, in bytes.
     pub fn held(&self) -> usize {
         self.input.len() + self.taken_out + self.output.held()
+    }
+
+    /// From now on it is to go on with the daemon after us.
+    pub fn keep(&mut self) {
+        if let Transport::Socket(fd) = &self.transport {
+            match count::begin(fd.as_fd()) {
+                Ok(count) => self.count = count,
+                Err(error) => {
+                    log(&format!(
+                        "cannot count what a client sends: {error}; its connection will be lost when this daemon ends"
+                    ));
+                    return;
+                }
+            }
+        }
+        self.kept = true;
     }
 
     /// What has come and what waits to be sent is forgotten; a new start, for a failed connection as well.
@@ -152,7 +170,7 @@ impl<W: StoreWorld> Io<W> {
         let id = ConnId(self.last_id + 1);
         self.add_as(id, transport);
         if let Some(conn) = self.conns.get(&id) {
-            self.journal.opened(id, conn.what());
+            self.journal.opened(id, conn.what(), conn.count);
         }
         id
     }
@@ -194,9 +212,10 @@ impl<W: StoreWorld> Io<W> {
             self.by_port.insert(ring.port, id);
         }
         let kept = matches!(transport, Transport::Ring(_)) || self.keeps_sockets();
-        let conn = Conn {
+        let mut conn = Conn {
             transport,
-            kept,
+            kept: false,
+            count: 0,
             input: Vec::new(),
             taken_out: 0,
             output: Output::default(),
@@ -211,6 +230,9 @@ impl<W: StoreWorld> Io<W> {
             held: false,
             queued: false,
         };
+        if kept {
+            conn.keep();
+        }
         self.trace.connection(id, conn.dom(), "opened");
         self.conns.insert(id, conn);
     }
@@ -220,6 +242,7 @@ impl<W: StoreWorld> Io<W> {
         let all = self.conns.iter().map(|(id, conn)| {
             let saved = Saved {
                 what: conn.what(),
+                count: conn.count,
                 input: &conn.input,
                 output: conn.output.bytes(),
                 waiting: conn.output.waiting(),

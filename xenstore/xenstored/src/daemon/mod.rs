@@ -456,7 +456,10 @@ impl<W: StoreWorld> Daemon<W> {
                     .map_err(|error| End::Fault(RingFault::Index, error.to_string()))?,
                 Transport::Socket(fd) => match conn
                     .kept
-                    .then(|| self.io.journal.receive(fd.as_fd(), id, buffer))
+                    .then(|| {
+                        let journal = &mut self.io.journal;
+                        journal.receive(fd.as_fd(), id, &mut conn.count, buffer)
+                    })
                     .flatten()
                     .unwrap_or_else(|| receive(fd, buffer))
                 {

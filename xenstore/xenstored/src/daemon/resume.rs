@@ -1,7 +1,7 @@
 //! A daemon that goes on where a killed one stopped.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use xen_hal::Error;
 use xen_sys::DomId;
@@ -13,7 +13,7 @@ use super::{Daemon, End};
 use crate::core::ConnId;
 use crate::core::limits::Limits;
 use crate::journal::conns::{RingAt, What};
-use crate::journal::{Journal, Recovered};
+use crate::journal::{Journal, Recovered, RecoveredConn, count};
 use crate::manager::{Kept, Manager, hang_up};
 
 impl<W: StoreWorld> Daemon<W> {
@@ -94,11 +94,13 @@ impl<W: StoreWorld> Daemon<W> {
         self.io.set_last_id(last_id);
         let (count, mut old) = (conns.len(), 0);
         let mut meddled = Vec::new();
-        for (id, conn) in conns {
+        for (id, mut conn) in conns {
             let what = conn.what;
             let result = match what {
                 What::Socket => match sockets.remove(&id) {
-                    Some(fd) => Ok((Transport::Socket(fd), Some(0))),
+                    Some(fd) => take_received(&fd, &mut conn)
+                        .map(|()| (Transport::Socket(fd), Some(0)))
+                        .inspect_err(|why| log(&format!("cannot go on with a client: {why}"))),
                     None => Err("its socket was not kept".to_owned()),
                 },
                 What::Ring(at) => resume_ring(&mut self.io, &at, conn.output.bytes().len())
@@ -176,6 +178,18 @@ impl<W: StoreWorld> Daemon<W> {
         ));
         Ok(())
     }
+}
+
+/// Takes what was received on a socket by a call that nobody could write down any more.
+fn take_received(socket: &OwnedFd, conn: &mut RecoveredConn) -> Result<(), String> {
+    let received = count::received(socket.as_fd(), conn.count);
+    let bytes = received.and_then(|received| conn.under_way.get(..received));
+    let Some(bytes) = bytes else {
+        hang_up(socket);
+        return Err("more was received from it than is known".to_owned());
+    };
+    conn.input.extend_from_slice(bytes);
+    Ok(())
 }
 
 fn resume_ring<W: StoreWorld>(

@@ -87,6 +87,8 @@ impl What {
 pub struct Saved<'a> {
     /// What it is.
     pub what: What,
+    /// A socket's [`count`](super::count).
+    pub count: u32,
     /// Input that was taken and not carried out.
     pub input: &'a [u8],
     /// Bytes to send.
@@ -99,7 +101,7 @@ type Write<'w> = &'w mut dyn FnMut(Kind, u32, [&[u8]; 2]);
 
 impl Saved<'_> {
     pub(super) fn write(&self, write: Write<'_>) {
-        write(Kind::Open, 0, [&self.what.encode(), &[]]);
+        write(Kind::Open, self.count, [&self.what.encode(), &[]]);
         if !self.input.is_empty() {
             write(Kind::Kept, 0, [self.input, &[]]);
         }

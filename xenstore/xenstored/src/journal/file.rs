@@ -20,7 +20,7 @@ use crate::core::ConnId;
 use crate::os::Failure;
 
 /// Says what the file is, and in which form.
-const MAGIC: u64 = u64::from_le_bytes(*b"xenstor1");
+const MAGIC: u64 = u64::from_le_bytes(*b"xenstor2");
 
 /// Where words lie in the file's head.
 const AT_MAGIC: usize = 0;
@@ -32,7 +32,7 @@ const AT_PANICS: usize = 80;
 const AT_PANICKED: usize = 88;
 const AT_CURRENT: usize = 96;
 const AT_STARTED: usize = 104;
-/// Two calls under way: connection, number, message header.
+/// Two calls under way: connection, number, and for sending a message header.
 const AT_RECEIVE: usize = 1024;
 const AT_SEND: usize = 2048;
 const CALL_CONN: usize = 0;
@@ -46,9 +46,9 @@ const HEAD: usize = 64 << 10;
 const AREA: usize = 1 << 30;
 const TOTAL: usize = HEAD + 4 * AREA;
 /// Memory is taken in pieces of this size.
-const CHUNK: usize = 256 << 10;
+const CHUNK: usize = 64 << 10;
 /// An area's memory is kept for the next use up to this size.
-const KEEP: usize = 1 << 20;
+const KEEP: usize = (1 << 20) + CHUNK;
 
 const _: () = assert!(CALL_MESSAGE + MESSAGE <= 1024 && AT_BUFFER + BUFFER <= HEAD);
 
@@ -69,6 +69,8 @@ struct Area {
     len: usize,
     /// Bytes of each that have memory.
     allocated: [usize; 2],
+    /// Bytes of each whose memory is in ours, to be written.
+    ready: [usize; 2],
     /// Bytes that were taken out of our memory again.
     forgotten: usize,
     /// Bytes from which on it is to begin anew.
@@ -83,6 +85,8 @@ pub struct StateFile {
     areas: [Area; 2],
     received: u64,
     sent: u64,
+    /// Bytes of a connection that were received, which no record tells yet.
+    fresh: Option<(ConnId, usize)>,
     /// Why nothing is written any more.
     failed: Option<io::Error>,
 }
@@ -92,8 +96,8 @@ pub struct StateFile {
 pub struct Content {
     /// The two logs.
     pub logs: [Vec<u8>; 2],
-    /// The call of `receive` that was made last: connection, number, and what was received unless nothing was.
-    pub receive: (ConnId, u64, Option<Vec<u8>>),
+    /// The call of `receive` that was made last: connection, number, and the buffer, whose beginning it has filled.
+    pub receive: (ConnId, u64, Vec<u8>),
     /// The call of `send` that was made last: connection, number, bytes.
     pub send: (ConnId, u64, Option<u32>),
     /// A connection whose request has ended the daemon twice.
@@ -104,8 +108,9 @@ impl Log {
     /// Bytes that it may take at least before it begins anew.
     fn least(self) -> usize {
         match self {
-            Log::Core => 4 << 20,
-            Log::Io => 256 << 10,
+            Log::Core => 1 << 20,
+            // So little that it stays in the processor's cache.
+            Log::Io => 64 << 10,
         }
     }
 
@@ -152,6 +157,7 @@ impl StateFile {
             areas: Default::default(),
             received: 0,
             sent: 0,
+            fresh: None,
             failed: None,
         };
         if let Some(content) = &content {
@@ -199,12 +205,16 @@ impl StateFile {
         let area = &mut self.areas[log as usize];
         area.limit = log.least().max(area.len.saturating_mul(2));
         let old = log.base(!area.second);
-        let used = &mut area.allocated[usize::from(!area.second)];
-        if *used > KEEP {
-            match self.map.punch(old, *used) {
-                Ok(()) => *used = 0,
+        let side = usize::from(!area.second);
+        let used = area.allocated[side];
+        if used > KEEP {
+            match self.map.punch(old, used) {
+                Ok(()) => (area.allocated[side], area.ready[side]) = (0, 0),
                 Err(error) => self.failed = Some(error),
             }
+        } else if log == Log::Core {
+            self.map.forget(old, used);
+            area.ready[side] = 0;
         }
     }
 
@@ -219,13 +229,9 @@ impl StateFile {
     pub fn append(&mut self, log: Log, kind: Kind, aux: u32, conn: ConnId, payload: [&[u8]; 2]) {
         let len = payload[0].len() + payload[1].len();
         let size = record::HEADER + len.next_multiple_of(8);
-        let area = &self.areas[log as usize];
-        if area.len + size > area.allocated[usize::from(area.second)] && !self.grow(log, size) {
+        let Some(at) = self.room(log, size) else {
             return;
-        }
-        let area = &mut self.areas[log as usize];
-        let at = log.base(area.second) + area.len;
-        area.len += size;
+        };
         self.map.write(at, &record::header(kind, aux, conn, len));
         self.map.write(at + record::HEADER, payload[0]);
         if !payload[1].is_empty() {
@@ -233,6 +239,28 @@ impl StateFile {
                 .write(at + record::HEADER + payload[0].len(), payload[1]);
         }
         fault::point();
+    }
+
+    /// Appends a record without a payload.
+    #[inline]
+    fn append_short(&mut self, log: Log, kind: Kind, aux: u32, conn: ConnId) {
+        if let Some(at) = self.room(log, record::HEADER) {
+            self.map.write(at, &record::header(kind, aux, conn, 0));
+            fault::point();
+        }
+    }
+
+    /// Where the next so many bytes of a log go.
+    #[inline]
+    fn room(&mut self, log: Log, size: usize) -> Option<usize> {
+        let area = &self.areas[log as usize];
+        if area.len + size > area.ready[usize::from(area.second)] && !self.grow(log, size) {
+            return None;
+        }
+        let area = &mut self.areas[log as usize];
+        let at = log.base(area.second) + area.len;
+        area.len += size;
+        Some(at)
     }
 
     #[cold]
@@ -243,21 +271,23 @@ impl StateFile {
         let area = &mut self.areas[log as usize];
         let base = log.base(area.second);
         let allocated = &mut area.allocated[usize::from(area.second)];
-        let more = (area.len + size - *allocated).next_multiple_of(CHUNK);
-        let result = if *allocated + more > AREA {
-            Err(io::ErrorKind::FileTooLarge.into())
-        } else {
-            self.map.allocate(base + *allocated, more)
-        };
-        match result {
-            Ok(()) => *allocated += more,
-            Err(error) => {
+        let wanted = (area.len + size).next_multiple_of(CHUNK);
+        if wanted > *allocated {
+            let result = match wanted > AREA {
+                true => Err(io::ErrorKind::FileTooLarge.into()),
+                false => self.map.allocate(base + *allocated, wanted - *allocated),
+            };
+            if let Err(error) = result {
                 // What the file says is not what is from now on.
                 self.map.word(AT_MAGIC).store(0, Ordering::Release);
                 self.failed = Some(error);
                 return false;
             }
+            *allocated = wanted;
         }
+        let ready = &mut area.ready[usize::from(area.second)];
+        self.map.prepare(base + *ready, wanted - *ready);
+        *ready = wanted;
         // What was written before is read by nobody in this life.
         if log == Log::Core && area.len - area.forgotten > CHUNK {
             self.map
@@ -270,6 +300,7 @@ impl StateFile {
     /// Lets everything appended count, at once.
     #[inline]
     pub fn commit(&mut self) {
+        self.tell_fresh();
         let half = |area: &Area| (u64::from(area.second) << 31) | area.len as u64;
         let word = half(&self.areas[0]) | half(&self.areas[1]) << 32;
         fault::point();
@@ -283,23 +314,45 @@ impl StateFile {
         self.map.word(AT_CURRENT).store(conn.0, Ordering::Relaxed);
     }
 
-    /// Receives from a socket; the outcome is in the file before anybody can kill this process.
+    /// Receives from a socket, whose kernel's count tells what a call under way has done: see [`count`](super::count). A record
+    /// of it comes with the next commit at the latest.
     pub fn receive(
         &mut self,
         socket: BorrowedFd<'_>,
         conn: ConnId,
         to: &mut Vec<u8>,
     ) -> Result<usize, Errno> {
+        debug_assert!(self.fresh.is_none(), "the buffer is in use");
         self.begin_call(AT_RECEIVE, conn, self.received + 1);
-        let header = AT_RECEIVE + CALL_MESSAGE;
-        let len = self.map.receive(socket, header, AT_BUFFER, BUFFER)?;
+        let len = self.map.receive(socket, AT_BUFFER, BUFFER)?;
         fault::point();
-        self.received += 1;
-        to.resize(len, 0);
-        self.map.read(AT_BUFFER, to);
-        self.append(Log::Io, Kind::Received, len as u32, conn, [&[], &[]]);
-        self.commit();
+        if len > 0 {
+            self.received += 1;
+            self.map.read_more(AT_BUFFER, len, to);
+            self.fresh = Some((conn, len));
+        }
         Ok(len)
+    }
+
+    /// So many bytes of a connection's input were carried out.
+    #[inline]
+    pub fn done(&mut self, conn: ConnId, len: usize) {
+        let kind = if self.fresh == Some((conn, len)) {
+            self.fresh = None;
+            Kind::Taken
+        } else {
+            self.tell_fresh();
+            Kind::Done
+        };
+        self.append_short(Log::Io, kind, len as u32, conn);
+    }
+
+    /// Writes down what was received.
+    #[inline]
+    pub fn tell_fresh(&mut self) {
+        if let Some((conn, len)) = self.fresh.take() {
+            self.append_short(Log::Io, Kind::Received, len as u32, conn);
+        }
     }
 
     /// Sends on a socket; the outcome is in the file before anybody can kill this process.
@@ -309,11 +362,14 @@ impl StateFile {
         conn: ConnId,
         bytes: &[u8],
     ) -> Result<usize, Errno> {
+        // What the last call left is known by its number; the new number comes last.
+        self.map
+            .write(AT_SEND + CALL_MESSAGE + MSG_LEN, &UNKNOWN.to_le_bytes());
         self.begin_call(AT_SEND, conn, self.sent + 1);
         let len = self.map.send(socket, AT_SEND + CALL_MESSAGE, bytes)?;
         fault::point();
         self.sent += 1;
-        self.append(Log::Io, Kind::Sent, len as u32, conn, [&[], &[]]);
+        self.append_short(Log::Io, Kind::Sent, len as u32, conn);
         self.commit();
         Ok(len)
     }
@@ -329,9 +385,6 @@ impl StateFile {
     }
 
     fn begin_call(&mut self, at: usize, conn: ConnId, number: u64) {
-        // What the last call left is known by its number; the new number comes last.
-        self.map
-            .write(at + CALL_MESSAGE + MSG_LEN, &UNKNOWN.to_le_bytes());
         self.map
             .word(at + CALL_CONN)
             .store(conn.0, Ordering::Release);
@@ -444,23 +497,15 @@ pub fn read(file: &File, with_logs: bool) -> Result<Option<Content>, String> {
             logs[log as usize] = piece(log.base(half >> 31 != 0), len)?;
         }
     }
-    let moved = |at: usize| {
-        let len = at + CALL_MESSAGE + MSG_LEN;
-        let len = u32::from_le_bytes(head[len..len + 4].try_into().unwrap_or_default());
-        (len != UNKNOWN).then_some(len)
-    };
-    let received = match moved(AT_RECEIVE) {
-        Some(len) if len as usize > BUFFER => {
-            return Err("is damaged: more was received than can be".into());
-        }
-        len => len.map(|len| head[AT_BUFFER..AT_BUFFER + len as usize].to_vec()),
-    };
     let call = |at: usize| (ConnId(word(at + CALL_CONN)), word(at + CALL_NUMBER));
     let ((conn, number), (send_conn, send_number)) = (call(AT_RECEIVE), call(AT_SEND));
+    let sent = AT_SEND + CALL_MESSAGE + MSG_LEN;
+    let sent = u32::from_le_bytes(head[sent..sent + 4].try_into().unwrap_or_default());
+    let buffer = head[AT_BUFFER..AT_BUFFER + BUFFER].to_vec();
     Ok(Some(Content {
         logs,
-        receive: (conn, number, received),
-        send: (send_conn, send_number, moved(AT_SEND)),
+        receive: (conn, number, buffer),
+        send: (send_conn, send_number, (sent != UNKNOWN).then_some(sent)),
         poison,
     }))
 }

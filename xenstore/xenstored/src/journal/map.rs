@@ -1,4 +1,5 @@
-//! A file in our address space that outlives the process, and socket calls whose outcome the kernel itself writes there.
+//! A file in our address space that outlives the process, and socket calls whose outcome the kernel itself keeps: of
+//! sending in that file, of receiving in the socket.
 //! The journal's `unsafe` stands here.
 //!
 //! What is stored in a shared mapping belongs to the file from that instruction on, however the process ends.
@@ -16,10 +17,12 @@ use rustix::io::Errno;
 use rustix::mm::{Advice, MapFlags, ProtFlags, madvise, mmap, munmap};
 
 const PAGE: usize = 4096;
+/// The socket option of this name (asm-generic/socket.h).
+const SO_PEEK_OFF: libc::c_int = 42;
 
 /// What `msg_len` holds while the kernel has not said how much it moved.
 pub const UNKNOWN: u32 = u32::MAX;
-/// Bytes that a message header for [`Map::receive`] and [`Map::send`] takes; `msg_len` is the u32 at [`MSG_LEN`].
+/// Bytes that a message header for [`Map::send`] takes; `msg_len` is the u32 at [`MSG_LEN`].
 pub const MESSAGE: usize = size_of::<libc::mmsghdr>() + size_of::<libc::iovec>();
 /// Where `msg_len` lies in it.
 pub const MSG_LEN: usize = std::mem::offset_of!(libc::mmsghdr, msg_len);
@@ -69,6 +72,19 @@ impl Map {
         )?)
     }
 
+    /// Takes a piece that has memory into ours in one go, instead of page by page when it is touched.
+    pub fn prepare(&self, at: usize, len: usize) {
+        if at > self.len || len > self.len - at || !at.is_multiple_of(PAGE) {
+            return;
+        }
+        // A kernel before 5.14 does not know how; the piece is touched as it is then.
+        // SAFETY: within the mapping, as just looked at; what the pages hold stays.
+        let _ = unsafe {
+            let from = self.base.as_ptr().add(at).cast();
+            madvise(from, len, Advice::LinuxPopulateWrite)
+        };
+    }
+
     /// Takes whole pages out of our memory, not out of the file.
     pub fn forget(&self, at: usize, len: usize) {
         let from = at.next_multiple_of(PAGE);
@@ -113,6 +129,22 @@ impl Map {
         }
     }
 
+    /// Loads bytes to the end of a list.
+    pub fn read_more(&self, at: usize, len: usize, to: &mut Vec<u8>) {
+        assert!(
+            at <= self.len && len <= self.len - at,
+            "outside the state file"
+        );
+        to.reserve(len);
+        // SAFETY: within the mapping, as just looked at, and within the list's room, which begins behind what it has and
+        // is filled by this.
+        unsafe {
+            let end = to.as_mut_ptr().add(to.len());
+            std::ptr::copy_nonoverlapping(self.base.as_ptr().add(at), end, len);
+            to.set_len(to.len() + len);
+        }
+    }
+
     /// A 64-bit word that is stored and loaded as a whole. All that was stored before a store lies in the file when the
     /// word does.
     #[inline]
@@ -126,12 +158,10 @@ impl Map {
         unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(at).cast()) }
     }
 
-    /// Receives up to `room` bytes to `at`. How many is told by the result and by `msg_len` of the header at `header`,
-    /// which the kernel stores before this process can be killed: it is [`UNKNOWN`] if and only if nothing was received.
+    /// Receives up to `room` bytes to `at`.
     pub fn receive(
         &mut self,
         socket: BorrowedFd<'_>,
-        header: usize,
         at: usize,
         room: usize,
     ) -> Result<usize, Errno> {
@@ -139,25 +169,16 @@ impl Map {
             at <= self.len && room <= self.len - at,
             "outside the state file"
         );
-        // SAFETY: within the mapping, as just looked at.
-        let buffer = unsafe { self.base.as_ptr().add(at) };
-        let message = self.message(header, buffer, room);
-        let flags = libc::MSG_DONTWAIT;
-        // SAFETY: `message` is one header in our mapping whose only pointer goes to `room` bytes there; the kernel writes
-        // to both, and nobody has a reference to either.
-        let done = unsafe {
-            libc::recvmmsg(
-                socket.as_raw_fd(),
-                message,
-                1,
-                flags as _,
-                std::ptr::null_mut(),
-            )
+        // SAFETY: within the mapping, as just looked at; the kernel writes there, and nobody has a reference to it.
+        let len = unsafe {
+            let to = self.base.as_ptr().add(at).cast();
+            libc::recv(socket.as_raw_fd(), to, room, libc::MSG_DONTWAIT)
         };
-        self.outcome(done, header)
+        usize::try_from(len).map_err(|_| last_error())
     }
 
-    /// Sends bytes. How many is told as by [`receive`](Self::receive).
+    /// Sends bytes. How many is told by the result and by `msg_len` of the header at `header`, which the kernel stores
+    /// before this process can be killed: it is [`UNKNOWN`] if and only if nothing was sent.
     pub fn send(
         &mut self,
         socket: BorrowedFd<'_>,
@@ -168,7 +189,12 @@ impl Map {
         let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
         // SAFETY: `message` is one header in our mapping; the kernel reads `bytes`, which are borrowed until it returns.
         let done = unsafe { libc::sendmmsg(socket.as_raw_fd(), message, 1, flags as _) };
-        self.outcome(done, header)
+        if done != 1 {
+            return Err(last_error());
+        }
+        let mut len = [0; 4];
+        self.read(header + MSG_LEN, &mut len);
+        Ok(u32::from_le_bytes(len) as usize)
     }
 
     fn message(&mut self, header: usize, buffer: *mut u8, len: usize) -> *mut libc::mmsghdr {
@@ -194,16 +220,46 @@ impl Map {
         }
         message
     }
+}
 
-    fn outcome(&self, done: i32, header: usize) -> Result<usize, Errno> {
-        if done != 1 {
-            let error = io::Error::last_os_error();
-            return Err(Errno::from_io_error(&error).unwrap_or(Errno::IO));
-        }
-        let mut len = [0; 4];
-        self.read(header + MSG_LEN, &mut len);
-        Ok(u32::from_le_bytes(len) as usize)
+/// The kernel's count at a socket ([`super::count`]); negative if there is none.
+pub fn count(socket: BorrowedFd<'_>) -> Result<i32, Errno> {
+    let mut value: libc::c_int = 0;
+    let mut len = size_of::<libc::c_int>() as libc::socklen_t;
+    // SAFETY: both pointers are to values of ours of the type that this option has.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEEK_OFF,
+            (&raw mut value).cast(),
+            &raw mut len,
+        )
+    };
+    if done == 0 {
+        Ok(value)
+    } else {
+        Err(last_error())
     }
+}
+
+/// Sets the kernel's count.
+pub fn set_count(socket: BorrowedFd<'_>, value: i32) -> Result<(), Errno> {
+    // SAFETY: the kernel reads a value of ours of the type that this option has.
+    let done = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            SO_PEEK_OFF,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if done == 0 { Ok(()) } else { Err(last_error()) }
+}
+
+fn last_error() -> Errno {
+    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)
 }
 
 impl Drop for Map {

@@ -6,10 +6,12 @@
 //! A request counts, with its replies and events, from one store of one word on ([`file`]); nothing of it is sent before.
 //!
 //! Invariant: bytes leave the daemon only after the request that they come from counts, and input is taken from a ring only
-//! after what was done with it counts; what a socket call did is in the file before the process can be killed.
+//! after what was done with it counts; what a socket call did is in the file, or in the socket, before the process can be
+//! killed.
 
 pub mod answers;
 pub mod conns;
+pub mod count;
 mod fault;
 mod file;
 mod map;
@@ -34,7 +36,7 @@ pub use fault::{arm as arm_fault, point as fault_point};
 pub use file::BUFFER as RECEIVE_MAX;
 use file::{Log, StateFile};
 use record::Kind;
-pub use recover::Recovered;
+pub use recover::{Recovered, RecoveredConn};
 
 /// Long texts are written in pieces of so many bytes.
 const PIECE: usize = 1 << 20;
@@ -189,13 +191,16 @@ impl Journal {
     #[inline]
     fn io(&mut self, kind: Kind, aux: usize, conn: ConnId, payload: [&[u8]; 2]) {
         if let Some(file) = &mut self.file {
+            if kind != Kind::Output {
+                file.tell_fresh();
+            }
             file.append(Log::Io, kind, aux as u32, conn, payload);
         }
     }
 
-    /// A new connection.
-    pub fn opened(&mut self, conn: ConnId, what: conns::What) {
-        self.io(Kind::Open, 0, conn, [&what.encode(), &[]]);
+    /// A new connection; `count` is its socket's.
+    pub fn opened(&mut self, conn: ConnId, what: conns::What, count: u32) {
+        self.io(Kind::Open, count as usize, conn, [&what.encode(), &[]]);
     }
 
     /// A ring begins anew.
@@ -211,7 +216,9 @@ impl Journal {
     /// Bytes of the input were carried out.
     #[inline]
     pub fn done(&mut self, conn: ConnId, len: usize) {
-        self.io(Kind::Done, len, conn, [&[], &[]]);
+        if let Some(file) = &mut self.file {
+            file.done(conn, len);
+        }
     }
 
     /// Bytes of the input that follow are kept in memory.
@@ -310,15 +317,28 @@ impl Journal {
         }
     }
 
-    /// Receives from a socket; `None` if nothing is kept, and the caller is to do it.
+    /// Receives from a socket, whose count stands at `count`; `None` if nothing is kept, and the caller is to do it.
     pub fn receive(
         &mut self,
         socket: BorrowedFd<'_>,
         conn: ConnId,
+        count: &mut u32,
         to: &mut Vec<u8>,
     ) -> Option<Result<usize, Errno>> {
         let file = self.file.as_mut()?;
-        Some(file.receive(socket, conn, to))
+        match count::renew(socket, *count) {
+            Ok(None) => {}
+            Ok(Some(anew)) => {
+                *count = anew;
+                fault_point();
+                file.append(Log::Io, Kind::Count, anew, conn, [&[], &[]]);
+                file.commit();
+            }
+            Err(error) => return Some(Err(error)),
+        }
+        let result = file.receive(socket, conn, to);
+        *count -= *result.as_ref().unwrap_or(&0) as u32;
+        Some(result)
     }
 
     /// Sends on a socket; `None` if nothing is kept, and the caller is to do it.

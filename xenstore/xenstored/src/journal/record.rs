@@ -13,7 +13,7 @@ pub const PAYLOAD_MAX: usize = (1 << 24) - 1;
 pub enum Kind {
     /// Numbers that go on counting: the connections', and the calls of `receive` and `send`. Begins the log.
     Counts = 1,
-    /// A connection: what it is.
+    /// A connection: what it is; `aux` is a socket's [`count`](super::count).
     Open = 2,
     /// A connection is gone.
     Close = 3,
@@ -39,6 +39,10 @@ pub enum Kind {
     Rebound = 13,
     /// The first `aux` events that waited were forgotten.
     Dropped = 14,
+    /// The socket's [`count`](super::count) was set to `aux`.
+    Count = 15,
+    /// `aux` bytes were received, and carried out at once.
+    Taken = 16,
     /// A piece of a snapshot.
     Snapshot = 32,
     /// A request was carried out.
@@ -60,9 +64,10 @@ pub enum Kind {
 impl Kind {
     fn from_code(code: u8) -> Option<Kind> {
         use Kind::*;
-        const ALL: [Kind; 22] = [
+        const ALL: [Kind; 24] = [
             Counts, Open, Close, Received, Kept, More, Done, Output, Waiting, Moved, Sent, Given,
-            Rebound, Dropped, Snapshot, Request, Attach, Detach, Domains, Time, Answers, Restart,
+            Rebound, Dropped, Count, Taken, Snapshot, Request, Attach, Detach, Domains, Time,
+            Answers, Restart,
         ];
         ALL.into_iter().find(|kind| *kind as u8 == code)
     }

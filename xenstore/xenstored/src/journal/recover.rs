@@ -40,8 +40,13 @@ pub struct RecoveredConn {
     pub input: Vec<u8>,
     /// Output to send first.
     pub output: Output,
-    /// How many bytes of the file's buffer are its input too, and by which call they came.
+    /// At what the log says a socket's [`count`](super::count) stands.
+    pub count: u32,
+    /// What was received if it stands lower: so many of these bytes, which are input too.
+    pub under_way: Vec<u8>,
+    /// How many bytes of the file's buffer are its input too, how many there were, and by which call they came.
     fresh: usize,
+    fresh_len: usize,
     fresh_call: u64,
 }
 
@@ -151,25 +156,32 @@ impl Recovered {
                     what: What::decode(record.payload)?,
                     input: Vec::new(),
                     output: Output::default(),
+                    count: record.aux,
+                    under_way: Vec::new(),
                     fresh: 0,
+                    fresh_len: 0,
                     fresh_call: 0,
                 };
                 self.last_id = self.last_id.max(record.conn.0);
                 return self.conns.insert(record.conn, conn).is_none().then_some(());
             }
             Kind::Close => return self.conns.remove(&record.conn).map(drop),
-            Kind::Received => self.received += 1,
+            Kind::Received | Kind::Taken => self.received += 1,
             Kind::Sent => self.sent += 1,
             _ => {}
         }
         let conn = self.conns.get_mut(&record.conn)?;
         match record.kind {
-            Kind::Received => {
+            Kind::Received | Kind::Taken => {
                 if conn.fresh != 0 || conn.what != What::Socket {
                     return None;
                 }
-                (conn.fresh, conn.fresh_call) = (len, self.received);
+                conn.count = conn.count.checked_sub(record.aux)?;
+                if record.kind == Kind::Received {
+                    (conn.fresh, conn.fresh_len, conn.fresh_call) = (len, len, self.received);
+                }
             }
+            Kind::Count => conn.count = record.aux,
             Kind::Kept => conn.input.extend_from_slice(record.payload),
             Kind::More => {
                 conn.taken(record.payload.len())?;
@@ -208,19 +220,18 @@ impl Recovered {
         let (conn, number, bytes) = &content.receive;
         for (id, known) in &mut self.conns {
             if known.fresh > 0 {
-                let bytes = bytes.as_ref().filter(|_| {
-                    id == conn && known.fresh_call == *number && *number == self.received
-                })?;
+                let is_last = id == conn && known.fresh_call == *number && *number == self.received;
+                let bytes = bytes.get(..known.fresh_len).filter(|_| is_last)?;
                 let from = bytes.len().checked_sub(known.fresh)?;
                 known.input.extend_from_slice(&bytes[from..]);
                 known.fresh = 0;
             }
         }
-        if *number == self.received + 1
-            && let Some(bytes) = bytes
-        {
+        if *number == self.received + 1 {
             self.received += 1;
-            self.conns.get_mut(conn)?.input.extend_from_slice(bytes);
+            if let Some(known) = self.conns.get_mut(conn) {
+                known.under_way = bytes.clone();
+            }
         }
         let (conn, number, len) = content.send;
         if number == self.sent + 1

@@ -124,8 +124,8 @@ impl<W: StoreWorld> Daemon<W> {
             }
         }
         let kept = self.io.keeps_sockets();
-        for conn in self.io.conns.values_mut() {
-            conn.kept |= kept;
+        for conn in self.io.conns.values_mut().filter(|_| kept) {
+            conn.keep();
         }
         match snapshot {
             Some(bytes) => self.io.save(Some(bytes)),
