@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use fakexen::Folder;
-use rustix::process::{Pid, Resource, Rlimit, getrlimit, setrlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::error::{Context, Result, fail};
@@ -18,6 +18,9 @@ use crate::plain::Plain;
 
 /// How long a daemon may take to serve.
 const START_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long one may take to be gone after it was killed.
+const END_LIMIT: Duration = Duration::from_secs(2);
 
 /// Whose daemon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -42,6 +45,17 @@ impl Kind {
             Kind::Oxenstored => "oxenstored",
         }
     }
+}
+
+/// Ways to run our daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ours {
+    /// It keeps its state.
+    Alone,
+    /// It keeps nothing.
+    WithoutState,
+    /// It keeps its state, and a keeper holds its sockets.
+    WithKeeper,
 }
 
 /// What is needed to start daemons.
@@ -94,6 +108,15 @@ impl Place {
 
     /// Starts a daemon and waits until it serves.
     pub fn start(&self, kind: Kind) -> Result<Daemon> {
+        self.start_as(kind, Ours::Alone)
+    }
+
+    /// Starts our daemon in one of these ways.
+    pub fn start_ours(&self, ours: Ours) -> Result<Daemon> {
+        self.start_as(Kind::Xlrs, ours)
+    }
+
+    fn start_as(&self, kind: Kind, ours: Ours) -> Result<Daemon> {
         static LAST: AtomicU32 = AtomicU32::new(0);
         let number = LAST.fetch_add(1, Ordering::Relaxed);
         let path = self
@@ -101,8 +124,13 @@ impl Place {
             .join(format!("storebench-{}-{number}", std::process::id()));
         let folder = Folder::create(&path).context(|| format!("making {}", path.display()))?;
         let log = fs::File::create(path.join("log")).context(|| "making a log".into())?;
-        let process = self
-            .command(kind, &folder)
+        let mut command = self.command(kind, &folder);
+        match ours {
+            Ours::Alone => {}
+            Ours::WithoutState => _ = command.arg("--no-state"),
+            Ours::WithKeeper => _ = command.arg("--keep"),
+        }
+        let process = command
             .env("FAKEXEN", &path)
             .current_dir(&path)
             .stdin(Stdio::null())
@@ -110,13 +138,19 @@ impl Place {
             .stderr(log)
             .spawn()
             .context(|| format!("starting {}", kind.name()))?;
+        let server = Pid::from_child(&process);
         let mut daemon = Daemon {
             kind,
             folder,
             process,
+            server,
         };
-        pin(Some(Pid::from_child(&daemon.process)), self.daemon_cpu)?;
+        pin(Some(server), self.daemon_cpu)?;
         daemon.wait_until_up()?;
+        if ours == Ours::WithKeeper {
+            daemon.server = only_child(server)?;
+            pin(Some(daemon.server), self.daemon_cpu)?;
+        }
         Ok(daemon)
     }
 
@@ -192,6 +226,8 @@ pub struct Daemon {
     kind: Kind,
     folder: Folder,
     process: Child,
+    /// The process that serves: the one that we started, or its child.
+    server: Pid,
 }
 
 impl Daemon {
@@ -207,7 +243,7 @@ impl Daemon {
 
     /// Processor time that it has taken, all threads together.
     pub fn cpu_time(&self) -> Result<Duration> {
-        let tasks = format!("/proc/{}/task", self.process.id());
+        let tasks = format!("/proc/{}/task", self.server.as_raw_pid());
         let mut total = 0;
         for task in fs::read_dir(&tasks).context(|| format!("reading {tasks}"))? {
             let path = task
@@ -227,7 +263,7 @@ impl Daemon {
 
     /// Bytes of memory that it has in use (VmRSS).
     pub fn resident_bytes(&self) -> Result<u64> {
-        let path = format!("/proc/{}/status", self.process.id());
+        let path = format!("/proc/{}/status", self.server.as_raw_pid());
         let text = fs::read_to_string(&path).context(|| format!("reading {path}"))?;
         let line = text.lines().find_map(|line| line.strip_prefix("VmRSS:"));
         let kib = line
@@ -255,6 +291,15 @@ impl Daemon {
         }
     }
 
+    /// Waits until the process that serves is gone; it is not our child.
+    fn wait_for_server(&self) {
+        let path = PathBuf::from(format!("/proc/{}", self.server.as_raw_pid()));
+        let deadline = Instant::now() + END_LIMIT;
+        while path.exists() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// What it has said.
     pub fn log(&self) -> String {
         let text = fs::read(self.folder.path().join("log")).unwrap_or_default();
@@ -268,9 +313,13 @@ impl Daemon {
 
 impl Drop for Daemon {
     fn drop(&mut self) {
-        // It may have ended already.
+        // The keeper first, which would start another. They may have ended already.
         let _ = self.process.kill();
         let _ = self.process.wait();
+        if self.server.as_raw_pid() != self.process.id() as i32 {
+            let _ = kill_process(self.server, Signal::KILL);
+            self.wait_for_server();
+        }
         if let Err(error) = fs::remove_dir_all(self.folder.path()) {
             let path = self.folder.path().display();
             eprintln!("storebench: cannot remove {path}: {error}");
@@ -287,6 +336,15 @@ impl<T> ContextNone<T> for Option<T> {
     fn context_none(self, what: impl FnOnce() -> String) -> Result<T> {
         self.ok_or_else(|| crate::error::Error(what()))
     }
+}
+
+/// The child of a process that has one.
+fn only_child(parent: Pid) -> Result<Pid> {
+    let parent = parent.as_raw_pid();
+    let path = format!("/proc/{parent}/task/{parent}/children");
+    let text = fs::read_to_string(&path).context(|| format!("reading {path}"))?;
+    let child = text.trim().parse().ok().and_then(Pid::from_raw);
+    child.context_none(|| format!("{path} names no child, or several: {text:?}"))
 }
 
 /// Where the stock daemons' library puts their socket.

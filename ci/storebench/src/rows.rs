@@ -35,12 +35,13 @@ pub enum Aim {
 pub struct Row {
     case: &'static str,
     subject: &'static str,
-    peer: &'static str,
+    /// None if the row is of our daemon alone.
+    peer: Option<&'static str>,
     subject_value: f64,
-    peer_value: f64,
+    peer_value: Option<f64>,
     unit: &'static str,
     better: Better,
-    /// subject / peer; none if the peer's is 0.
+    /// subject / peer; none if there is no peer, or its value is 0.
     ratio: Option<f64>,
 }
 
@@ -73,22 +74,24 @@ impl Samples {
         let peers = peers
             .into_iter()
             .filter_map(|kind| Some((kind, self.median(spec, kind)?)));
-        let (peer, peer_value) = peers.reduce(|a, b| {
+        let peer = peers.reduce(|a, b| {
             let b_is_better = match spec.better {
                 Better::Higher => b.1 > a.1,
                 Better::Lower => b.1 < a.1,
             };
             if b_is_better { b } else { a }
-        })?;
+        });
         Some(Row {
             case: spec.name,
             subject: Kind::Xlrs.name(),
-            peer: peer.name(),
+            peer: peer.map(|(kind, _)| kind.name()),
             subject_value,
-            peer_value,
+            peer_value: peer.map(|(_, value)| value),
             unit: spec.unit,
             better: spec.better,
-            ratio: (peer_value != 0.0).then_some(subject_value / peer_value),
+            ratio: peer
+                .filter(|(_, value)| *value != 0.0)
+                .map(|(_, value)| subject_value / value),
         })
     }
 
@@ -225,10 +228,10 @@ mod tests {
         assert_eq!(
             ratios,
             [
-                ("c-xenstored", Some(0.25)),
-                ("oxenstored", Some(0.4)),
-                ("c-xenstored", Some(2.0)),
-                ("oxenstored", Some(0.5)),
+                (Some("c-xenstored"), Some(0.25)),
+                (Some("oxenstored"), Some(0.4)),
+                (Some("c-xenstored"), Some(2.0)),
+                (Some("oxenstored"), Some(0.5)),
             ]
         );
         let json: serde_json::Value =
@@ -240,6 +243,25 @@ mod tests {
         );
         let table = samples.table(&[case], &Kind::ALL);
         assert!(table.contains("<= 0.5 x met"), "{table}");
+    }
+
+    #[test]
+    fn rows_of_our_daemon_alone_have_no_peer() {
+        let case = CASES.iter().find(|case| case.name == "keeper").unwrap();
+        let mut samples = Samples::default();
+        samples.add(case, Kind::Xlrs, &[2.0, 7.5]);
+        let rows: Vec<Row> = case.rows.iter().map(|s| samples.row(s).unwrap()).collect();
+        assert!(
+            rows.iter()
+                .all(|row| row.peer.is_none() && row.ratio.is_none())
+        );
+        let table = samples.table(&[case], &Kind::ALL);
+        assert!(table.contains("<= 10.0 met"), "{table}");
+        samples.add(case, Kind::Xlrs, &[2.0, 20.0]);
+        assert_eq!(
+            samples.aims(&[case]),
+            "aims: 0 met, 1 missed: read-kept-cost"
+        );
     }
 
     #[test]

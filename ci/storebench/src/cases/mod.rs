@@ -2,6 +2,7 @@
 
 mod counter;
 mod domains;
+mod kept;
 mod live;
 mod memory;
 mod ops;
@@ -27,7 +28,8 @@ pub struct Case {
     pub name: &'static str,
     /// Its rows.
     pub rows: &'static [RowSpec],
-    /// How often a stock daemon is measured at most: those that take a minute, or take the same each time.
+    /// How often a stock daemon is measured at most: those that take a minute, or take the same each time; none that is of our
+    /// daemon alone.
     pub stock_runs: u32,
     /// Measures one daemon once; a value for each row.
     pub run: fn(&Place, Kind, &Settings) -> Result<Vec<f64>>,
@@ -116,6 +118,28 @@ pub const CASES: &[Case] = &[
         ],
         stock_runs: u32::MAX,
         run: ops::big,
+    },
+    // WRITE and transactions, 64 clients: the processor time of our daemon, and by how much it is more than without a state.
+    Case {
+        name: "journal",
+        rows: &[
+            less("write-64-state-cpu", "us", Aim::None),
+            less("write-state-cost", "%", Aim::Value(10.0)),
+            less("tx-64-state-cpu", "us", Aim::None),
+            less("tx-state-cost", "%", Aim::Value(10.0)),
+        ],
+        stock_runs: 0,
+        run: kept::journal,
+    },
+    // READ, 64 clients whose sockets a keeper holds: the same, beside our daemon without a keeper.
+    Case {
+        name: "keeper",
+        rows: &[
+            less("read-64-kept-cpu", "us", Aim::None),
+            less("read-kept-cost", "%", Aim::Value(10.0)),
+        ],
+        stock_runs: 0,
+        run: kept::keeper,
     },
     // READ with 8 clients, beside 4000 that say nothing; and as a part of what it is without them.
     Case {

@@ -19,9 +19,12 @@ const WINDOW: usize = 16;
 
 /// What each client does over and over.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Mix {
+pub enum Mix {
+    /// A READ.
     Read,
+    /// A WRITE.
     Write,
+    /// Start, READ, WRITE, commit.
     Transaction,
 }
 
@@ -85,7 +88,13 @@ pub fn idle(place: &Place, kind: Kind, settings: &Settings) -> Result<Vec<f64>> 
 }
 
 fn measure(daemon: &Daemon, clients: usize, mix: Mix, time: Duration) -> Result<Measured> {
-    let mut ops = Ops::new(clients, mix);
+    let (mut load, mut ops) = prepare(daemon, clients, mix)?;
+    load.measure(daemon, &mut ops, time)
+}
+
+/// Clients that are connected and have their nodes.
+pub fn prepare(daemon: &Daemon, clients: usize, mix: Mix) -> Result<(Load, Ops)> {
+    let ops = Ops::new(clients, mix);
     let mut load = Load::connect(daemon, clients)?;
     let writes = ops.paths.iter().flatten().map(|path| {
         let body = [&path[..], &VALUE].concat();
@@ -93,10 +102,11 @@ fn measure(daemon: &Daemon, clients: usize, mix: Mix, time: Duration) -> Result<
     });
     let writes: Vec<_> = writes.collect();
     load.finish(&mut Bulk::new(writes.into_iter(), 4), LIMIT)?;
-    load.measure(daemon, &mut ops, time)
+    Ok((load, ops))
 }
 
-struct Ops {
+/// Clients that each do the same over and over, on nodes of their own.
+pub struct Ops {
     mix: Mix,
     /// By client; each with its NUL.
     paths: Vec<Vec<Vec<u8>>>,
