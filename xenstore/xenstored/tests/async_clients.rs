@@ -151,11 +151,14 @@ fn streams_and_dropped_futures() {
         assert_eq!(two.next_event().await.unwrap().unwrap().path, "/w/b");
         drop(one);
         // Asked for and not waited for: the reply to it goes, the next is right.
-        {
+        let mut were_pending = 0;
+        for _ in 0..100 {
             let mut dropped = pin!(store.read(None, "/w"));
             let polled = std::future::poll_fn(|cx| Poll::Ready(dropped.as_mut().poll(cx))).await;
-            assert!(polled.is_pending());
+            // A quick daemon has answered some.
+            were_pending += usize::from(polled.is_pending());
         }
+        assert!(were_pending > 0);
         store.write(None, "/w/b", b"2").await.unwrap();
         assert_eq!(store.read(None, "/w/b").await.unwrap(), b"2");
         assert_eq!(two.next_event().await.unwrap().unwrap().path, "/w/b");
