@@ -18,8 +18,11 @@ use xenstored::daemon::world::{DomainList, HalWorld, NoWorld, StoreWorld};
 use xenstored::daemon::{Daemon, live};
 use xs_wire::{Client, Header, Op, Permission, Request};
 
+/// What takes any bytes.
+pub type Target = fn(&[u8]);
+
 /// All targets, by name.
-pub const ALL: [(&str, fn(&[u8])); 4] = [
+pub const ALL: [(&str, Target); 4] = [
     ("socket", socket),
     ("ring", ring),
     ("update", update),
@@ -27,7 +30,7 @@ pub const ALL: [(&str, fn(&[u8])); 4] = [
 ];
 
 /// The target of this name.
-pub fn find(name: &str) -> Option<fn(&[u8])> {
+pub fn find(name: &str) -> Option<Target> {
     let found = ALL.iter().find(|(known, _)| *known == name)?;
     Some(found.1)
 }
