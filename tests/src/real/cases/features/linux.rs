@@ -277,11 +277,12 @@ fn ring_order(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
     disk.demand_node(scene.host, &disk.front("ring-page-order"), "4")?;
     let queues = disk.queues()?;
     demand_eq!(queues.slots()?, [512, 512], "slots in each ring");
-    // Round the whole ring, and with it through all of its 16 pages.
+    // Round the whole ring, and with it through all of its 16 pages: in pieces of 4 KiB.
     let before = queues.each(Count::Done)?;
-    scene
-        .guest
-        .demand("taskset -c 0 dd if=/dev/xvdb of=/dev/null bs=512 count=700 iflag=direct")?;
+    scene.guest.demand(
+        "echo 4 > /sys/block/xvdb/queue/max_sectors_kb && \
+         taskset -c 0 dd if=/dev/xvdb of=/dev/null bs=1M count=4 iflag=direct",
+    )?;
     let after = queues.each(Count::Done)?;
     let most = before
         .iter()
