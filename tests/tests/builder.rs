@@ -125,7 +125,7 @@ fn word(control: &Control, dom: DomId, address: u64) -> u64 {
 }
 
 /// Looks at everything a guest finds when it starts.
-fn inspect(world: &World, dom: DomId, guest: &Prepared, built: Built) {
+fn inspect<M>(world: &World, dom: DomId, guest: &Prepared, built: Built<M>) {
     let control = world.control();
     let pages = guest.config.memory_kib / 4;
     let start = control.start(dom).expect("a first vCPU");
