@@ -326,10 +326,10 @@ fn sectors_4k(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
     disk.demand_node(scene.host, &disk.back("sectors"), "16384")?;
     demand_eq!(scene.sys(disk, "queue/logical_block_size")?, 4096, "bytes");
     demand_eq!(scene.sys(disk, "size")?, 16384, "sectors");
-    let part = "dd if=/dev/zero of=/dev/xvdf count=1 oflag=direct bs=";
-    let (status, said) = scene.guest.run(&format!("{part}512"))?;
-    demand!(status != 0, "512 bytes were written: {said}");
-    scene.guest.demand(&format!("{part}4096"))?;
+    // Linux sends no smaller ones; that they would be refused is shown with our front end.
+    scene
+        .guest
+        .demand("dd if=/dev/zero of=/dev/xvdf count=1 oflag=direct bs=4096")?;
     scene.scribble(disk, 512)
 }
 
