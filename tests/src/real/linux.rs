@@ -37,8 +37,8 @@ impl<'a> Linux<'a> {
         let linux = Linux {
             guest: RefCell::new(guest),
         };
-        // From now on only what commands write is seen, not what is typed.
-        linux.demand("stty -echo; PS1=; PS2=")?;
+        // From now on only what commands write is seen, not what is typed nor what the kernel says.
+        linux.demand("stty -echo; PS1=; PS2=; dmesg -n 1")?;
         Ok(linux)
     }
 

@@ -151,7 +151,9 @@ impl Scene<'_, '_> {
         let said = self
             .guest
             .demand(&format!("cat /sys/block/{}/{node}", disk.vdev))?;
-        said.trim()
+        // What the kernel still says comes before it.
+        let last = said.lines().last().unwrap_or_default();
+        last.trim()
             .parse()
             .or_fail(format!("{node} of {} is {said:?}", disk.vdev))
     }
