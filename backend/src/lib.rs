@@ -5,6 +5,7 @@
 //! Invariant: `unsafe` stands in `daemon.rs` alone (fork and signals).
 #![deny(unsafe_code)]
 
+pub mod account;
 mod bus;
 #[cfg(test)]
 mod bus_tests;

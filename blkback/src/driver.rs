@@ -74,7 +74,7 @@ pub struct Vbd {
 }
 
 /// Most queues of a disk.
-pub const MAX_QUEUES: u32 = 8;
+pub const MAX_QUEUES: u32 = xen_backend::account::MAX_QUEUES as u32;
 /// Largest ring: 2 to this power pages.
 pub const MAX_RING_ORDER: u32 = 4;
 

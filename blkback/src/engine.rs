@@ -45,11 +45,36 @@ pub struct Done {
     pub result: io::Result<()>,
 }
 
+/// An event channel to wait for.
+#[derive(Clone, Copy, Debug)]
+pub struct Listen<'a> {
+    /// Its descriptor.
+    pub fd: BorrowedFd<'a>,
+    /// The port, as it is written to and read from the descriptor, if that is to be done on the way
+    /// ([`Engine::merges`]).
+    pub port: Option<[u8; 4]>,
+    /// It is to be unmasked first; only with a port.
+    pub masked: bool,
+}
+
+impl<'a> Listen<'a> {
+    /// Waits for the descriptor alone.
+    pub fn to(fd: BorrowedFd<'a>) -> Listen<'a> {
+        Listen {
+            fd,
+            port: None,
+            masked: false,
+        }
+    }
+}
+
 /// What happened while an engine waited.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Woken {
-    /// The event channel can be read.
+    /// The event channel has fired: it can be read.
     pub event: bool,
+    /// It was read already.
+    pub taken: bool,
 }
 
 /// Carries out jobs, several at a time and in any order. Dropping it waits for those that are running: the
@@ -64,10 +89,14 @@ pub trait Engine {
     /// Waits until a job has ended, one of the descriptors can be read, or the time is over.
     fn wait(
         &mut self,
-        event: BorrowedFd<'_>,
+        event: Listen<'_>,
         stop: BorrowedFd<'_>,
         timeout: Option<Duration>,
     ) -> io::Result<Woken>;
+    /// Whether a wait unmasks and reads the event channel in the same call.
+    fn merges(&self) -> bool {
+        false
+    }
     /// How many system calls it has made.
     fn calls(&self) -> u64;
 }
@@ -133,11 +162,14 @@ impl Engine for Direct {
 
     fn wait(
         &mut self,
-        event: BorrowedFd<'_>,
+        event: Listen<'_>,
         stop: BorrowedFd<'_>,
         timeout: Option<Duration>,
     ) -> io::Result<Woken> {
-        wait_for([event, stop, stop], timeout).map(|[event, ..]| Woken { event })
+        wait_for([event.fd, stop, stop], timeout).map(|[event, ..]| Woken {
+            event,
+            taken: false,
+        })
     }
 
     fn calls(&self) -> u64 {

@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use xen_backend::account::file_name;
 use xen_hal::{Error, EventChannels, ForeignGrants, Result};
 
 use crate::driver::Datapath;
-use crate::engine::{Direct, Order};
+use crate::engine::{Direct, Order, Woken};
 use crate::memory::{Buffer, Memory};
 use crate::queue::{DataMove, Progress};
-use crate::served::{Connect, Link, Served, queue_name};
+use crate::served::{Connect, Link, Served};
 use crate::storage::Storage;
 
 /// Journals by their queues' names, as /run has them for the daemon: they outlive a backend that is killed.
@@ -94,7 +95,10 @@ where
     }
 
     fn step(&mut self) -> Result<bool> {
-        self.progress = self.served.work(true)?;
+        self.progress = self.served.work(Woken {
+            event: true,
+            taken: false,
+        })?;
         Ok(self.progress() == Progress::More)
     }
 }
@@ -146,7 +150,7 @@ where
         let mut queues = Vec::new();
         for queue in 0..connect.rings.len() {
             let link = Link::new(connect, queue, self.grants.clone(), (self.events)())?;
-            let name = queue_name(connect.id, queue);
+            let name = file_name(connect.id, queue);
             let journal = self.journals.get(name.clone(), link.journal_size());
             let engine = Direct::new(storage.clone(), (self.order)());
             let served = link.serve(

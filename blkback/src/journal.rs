@@ -12,6 +12,7 @@
 
 use std::sync::atomic::Ordering;
 
+use xen_backend::account::{COUNTERS, Count, MAGIC};
 use xen_ring::SharedMemoryExt;
 
 use crate::memory::Memory;
@@ -35,34 +36,6 @@ pub struct Owner {
     pub capacity: u32,
 }
 
-/// Counts that anybody may read from the file while the queue runs, in the order in which they stand in it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Count {
-    /// Requests answered with success.
-    Done,
-    /// Requests that were refused or failed.
-    Errors,
-    /// Bytes read from the disk.
-    ReadBytes,
-    /// Bytes written to the disk.
-    WrittenBytes,
-    /// Flushes and barriers.
-    Flushes,
-    /// System calls of the queue's thread.
-    Calls,
-    /// Hypercalls to map or copy data.
-    DataCalls,
-    /// Events sent to the guest.
-    Events,
-    /// Pages that are kept mapped now.
-    Mapped,
-    /// Requests that were run again after the process before was killed.
-    Replayed,
-}
-
-/// How many counts there are.
-pub const COUNTS: usize = 10;
-
 /// What a record says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Record {
@@ -81,11 +54,9 @@ pub struct Journal {
     capacity: u32,
 }
 
-const MAGIC: u64 = u64::from_le_bytes(*b"xlrsblk1");
 /// Offsets of the head.
 const OWNER: usize = 8;
 const TAKEN: usize = 32;
-const COUNTERS: usize = 64;
 /// Records: state, the index of the request or of its response, the slot's bytes.
 const RECORDS: usize = 256;
 const RECORD: usize = 128;
@@ -95,7 +66,8 @@ const FREE: u32 = 0;
 const RUNNING: u32 = 1;
 const ENDED: u32 = 2;
 
-const _: () = assert!(BYTES + blkif_request::MAX <= RECORD && COUNTERS + 8 * COUNTS <= RECORDS);
+const _: () =
+    assert!(BYTES + blkif_request::MAX <= RECORD && COUNTERS + 8 * Count::ALL.len() <= RECORDS);
 
 impl Journal {
     /// Bytes of the journal of a ring with so many slots.
@@ -119,6 +91,7 @@ impl Journal {
             journal.memory.write::<u32>(OWNER + 4 * n, word);
         }
         journal.set_taken(taken);
+        journal.set(Count::Slots, owner.capacity.into());
         journal.memory.write::<u64>(0, MAGIC);
         journal
     }

@@ -12,15 +12,17 @@
 //! killed is followed by one that goes on.
 //! Invariant: memory that a job uses stays where it is until the job has ended: jobs own it.
 //! Invariant: no panic on a guest's input; what a guest does wrong ends its own device at most.
-//! Invariant: `unsafe` stands in `memory`, `uring` and `storage` alone.
+//! Invariant: `unsafe` stands in `memory`, `aio`, `lane`, `uring` and `storage` alone.
 #![deny(unsafe_code)]
 
+mod aio;
 mod disk;
 mod driver;
 mod engine;
 mod format;
 mod inline;
 mod journal;
+mod lane;
 mod memory;
 mod pool;
 mod queue;
@@ -35,11 +37,11 @@ mod uring;
 
 pub use disk::{Disk, Format, params_path};
 pub use driver::{BlockDriver, Datapath, MAX_QUEUES, MAX_RING_ORDER, OpenImage, open_file};
-pub use engine::{Direct, Done, Engine, Job, Order, Woken, Work};
+pub use engine::{Direct, Done, Engine, Job, Listen, Order, Woken, Work};
 pub use format::open_any;
 pub use inline::{Inline, InlineConnection, InlineQueue, Journals};
-pub use journal::{COUNTS, Count, Journal};
-pub use memory::{MappedFile, Memory, Piece};
+pub use journal::Journal;
+pub use memory::{Buffer, MappedFile, Memory, Piece};
 pub use queue::{DataMove, Log, Progress, Queue};
 pub use rate::Allowance;
 pub use request::{
@@ -47,7 +49,8 @@ pub use request::{
     response,
 };
 pub use ring::{Protocol, Ring, SlotBytes};
-pub use served::{Connect, Link, RingInfo, Served, queue_name};
+pub use served::{Connect, Link, RingInfo, Served};
 pub use storage::{Cache, FileStorage, Identity, Storage};
 pub use threads::Threads;
 pub use uring::Uring;
+pub use xen_backend::account::Count;

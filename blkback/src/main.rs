@@ -12,12 +12,12 @@ use std::time::{Duration, Instant};
 
 use blkback::{
     BlockDriver, Connect, DataMove, Datapath, Engine, Link, Log, MappedFile, Progress, Storage,
-    Threads, Uring, open_any, queue_name,
+    Threads, Uring, Woken, open_any,
 };
 use clap::{Parser, ValueEnum};
 use rustix::fs::FlockOperation;
 use xen_backend::daemon::{self, Common, Failure, Ready, Signals};
-use xen_backend::{Bus, Stop, Wake, Worker};
+use xen_backend::{Bus, Stop, Wake, Worker, account};
 use xen_dom0::{Events, Grants};
 use xen_hal::{Error, Result};
 use xen_sys::{DomId, Errno};
@@ -61,10 +61,6 @@ enum Kind {
 /// Where a toolstack sees that this daemon serves disks.
 const NODE: &str = "/tool/xlrs/blkback";
 
-/// What runs, and counts, a file for each queue. It is in memory, so that writing to it costs nothing and it
-/// is gone after a boot, as the guests are.
-const JOURNALS: &str = "/run/xlrs/blkback";
-
 /// How long requests that run may take when the daemon is told to end. What is left is on record.
 const LAST_REQUESTS: Duration = Duration::from_secs(3);
 
@@ -81,7 +77,8 @@ fn serve(args: &Args, mut ready: Ready) -> Result<(), Failure> {
     let wake = Wake::new()?;
     // What every disk will need: better missed now than by the first guest.
     Events::open()?;
-    std::fs::create_dir_all(JOURNALS).map_err(|error| format!("create {JOURNALS}: {error}"))?;
+    std::fs::create_dir_all(account::FOLDER)
+        .map_err(|error| format!("create {}: {error}", account::FOLDER))?;
     let queues = Queues {
         grants: Grants::open()?,
         data_move: match args.data {
@@ -155,7 +152,7 @@ impl Datapath for Queues {
         for (queue, link) in links.into_iter().enumerate() {
             let run = Run {
                 link,
-                path: Path::new(JOURNALS).join(queue_name(connect.id, queue)),
+                path: Path::new(account::FOLDER).join(account::file_name(connect.id, queue)),
                 resume: connect.resume,
                 storage: storage.clone(),
                 data_move: self.data_move,
@@ -220,13 +217,16 @@ impl Run {
             self.storage,
             self.log.clone(),
         )?;
-        let mut fired = true;
+        let mut woken = Woken {
+            event: true,
+            taken: false,
+        };
         let mut outcome = Ok(());
         while !stop.requested() {
-            match served.work(fired) {
-                Ok(Progress::More) => fired = false,
+            match served.work(woken) {
+                Ok(Progress::More) => woken = Woken::default(),
                 Ok(Progress::Idle) => match served.wait(stop.as_fd()) {
-                    Ok(woken) => fired = woken.event,
+                    Ok(what) => woken = what,
                     Err(error) => outcome = Err(error),
                 },
                 Err(error) => outcome = Err(error),

@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 
+use xen_backend::account::Count;
 use xen_hal::{CopyBuffer, Error, ForeignGrants, GrantCopy, Result};
 use xen_ring::{PeerError, SharedMemoryExt};
 use xen_sys::io::blkif;
 use xen_sys::{DomId, Errno, PAGE_SIZE};
 
 use crate::engine::{Done, Engine, Job, Work};
-use crate::journal::{Count, Journal, Record};
+use crate::journal::{Journal, Record};
 use crate::memory::{Buffer, Memory, Piece};
 use crate::pool::Pool;
 use crate::rate::Rate;
@@ -91,6 +92,7 @@ pub struct Queue<G: ForeignGrants> {
     data_calls: u64,
     events: u64,
     logged: u32,
+    steps: u32,
 }
 
 /// A request between its taking and its answer.
@@ -121,6 +123,9 @@ impl Steps {
         })
     }
 }
+
+/// A queue that never rests writes all its counts down after so many steps.
+const TELL: u32 = 64;
 
 /// Requests taken in one step, at most.
 const BATCH: usize = 64;
@@ -156,6 +161,7 @@ where
             data_calls: 0,
             events: 0,
             logged: 0,
+            steps: 0,
             parts,
         };
         queue.go_on()?;
@@ -218,6 +224,10 @@ where
                 notify()?;
             }
         }
+        self.steps = self.steps.wrapping_add(1);
+        if self.steps.is_multiple_of(TELL) {
+            self.tell();
+        }
         Ok(if worked {
             Progress::More
         } else {
@@ -272,6 +282,7 @@ where
         journal.set(Count::DataCalls, data_calls);
         journal.set(Count::Events, self.events);
         journal.set(Count::Mapped, self.pool.len() as u64);
+        journal.set(Count::InFlight, self.in_flight() as u64);
     }
 
     /// Takes nothing more; what was taken is still carried out.

@@ -6,9 +6,9 @@ use std::time::Duration;
 use xen_backend::DeviceId;
 use xen_hal::{AccessMode, EventChannels, ForeignGrants, Result};
 use xen_ring::SlotRing;
-use xen_sys::{DomId, GrantRef, PAGE_SIZE, Port};
+use xen_sys::{GrantRef, PAGE_SIZE, Port};
 
-use crate::engine::{Engine, Woken};
+use crate::engine::{Engine, Listen, Woken};
 use crate::journal::{Journal, Owner};
 use crate::memory::{Buffer, Memory};
 use crate::pool::MAX_PAGES;
@@ -173,12 +173,13 @@ where
     G::Mapping: Send + Sync + 'static,
     E: EventChannels,
 {
-    /// Does what can be done, a batch of it; `fired` says that there is an event to be taken. On
-    /// [`Progress::Idle`] the port is open again.
-    pub fn work(&mut self, fired: bool) -> Result<Progress> {
-        if fired {
+    /// Does what can be done, a batch of it; `woken` says whether there is an event, still to be taken or
+    /// not. On [`Progress::Idle`] the port is open again, or [`wait`](Self::wait) opens it.
+    pub fn work(&mut self, woken: Woken) -> Result<Progress> {
+        // The descriptor has this port alone.
+        self.masked |= woken.taken;
+        if woken.event && !woken.taken {
             self.queue.count_calls(1);
-            // The descriptor has this port alone.
             self.masked |= self.events.next_pending()?.is_some();
         }
         let (events, port) = (&self.events, self.port);
@@ -190,11 +191,18 @@ where
             return Ok(Progress::More);
         }
         // Opened only now: a guest's storm of events costs it its own turn (XSA-332).
-        if std::mem::take(&mut self.masked) {
+        if self.masked && self.named().is_none() {
+            self.masked = false;
             self.queue.count_calls(1);
             self.events.unmask(self.port)?;
         }
         Ok(Progress::Idle)
+    }
+
+    /// The port's name, if the engine can unmask and read it while it waits.
+    fn named(&mut self) -> Option<[u8; 4]> {
+        let merges = self.queue.engine().merges();
+        merges.then(|| self.events.name(self.port)).flatten()
     }
 
     /// The event channels, for waiting on their descriptor.
@@ -213,10 +221,13 @@ where
         E: std::os::fd::AsFd,
     {
         let timeout: Option<Duration> = self.queue.rate().wait();
+        let listen = Listen {
+            port: self.named(),
+            masked: std::mem::take(&mut self.masked),
+            fd: self.events.as_fd(),
+        };
         let engine = self.queue.engine();
-        engine
-            .wait(self.events.as_fd(), stop, timeout)
-            .map_err(engine_failed)
+        engine.wait(listen, stop, timeout).map_err(engine_failed)
     }
 
     /// Lets what runs come to its end, taking nothing new, and answers it.
@@ -231,9 +242,9 @@ where
                 let fd = events.as_fd();
                 let engine = self.queue.engine();
                 let woken = engine
-                    .wait(fd, fd, Some(Duration::from_millis(100)))
+                    .wait(Listen::to(fd), fd, Some(Duration::from_millis(100)))
                     .map_err(engine_failed)?;
-                if woken.event {
+                if woken.event && !woken.taken {
                     // It stays masked: nobody listens any more.
                     events.next_pending()?;
                 }
@@ -285,12 +296,6 @@ impl Spin {
         };
         false
     }
-}
-
-/// Who a connection is with, for names of files and threads.
-pub fn queue_name(id: DeviceId, queue: usize) -> String {
-    let DomId(dom) = id.dom;
-    format!("{dom}-{}-{queue}", id.index)
 }
 
 #[cfg(test)]

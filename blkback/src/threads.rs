@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, eventfd};
 
-use crate::engine::{Done, Engine, Job, Woken, perform, wait_for};
+use crate::engine::{Done, Engine, Job, Listen, Woken, perform, wait_for};
 use crate::storage::Storage;
 
 /// Most threads of one engine. They are started when there is work for them.
@@ -128,19 +128,22 @@ impl Engine for Threads {
 
     fn wait(
         &mut self,
-        event: BorrowedFd<'_>,
+        event: Listen<'_>,
         stop: BorrowedFd<'_>,
         timeout: Option<Duration>,
     ) -> io::Result<Woken> {
         self.calls += 1;
-        let [event, _, rung] = wait_for([event, stop, self.shared.bell.as_fd()], timeout)?;
+        let [event, _, rung] = wait_for([event.fd, stop, self.shared.bell.as_fd()], timeout)?;
         if rung {
             self.calls += 1;
             let mut state = self.shared.state();
             let _ = rustix::io::read(&self.shared.bell, &mut [0u8; 8]);
             state.rung = false;
         }
-        Ok(Woken { event })
+        Ok(Woken {
+            event,
+            taken: false,
+        })
     }
 
     fn calls(&self) -> u64 {
@@ -185,7 +188,11 @@ mod tests {
         let mut ended = Vec::new();
         while ended.len() < 40 {
             let woken = engine
-                .wait(never.as_fd(), never.as_fd(), Some(Duration::from_secs(20)))
+                .wait(
+                    Listen::to(never.as_fd()),
+                    never.as_fd(),
+                    Some(Duration::from_secs(20)),
+                )
                 .unwrap();
             assert!(!woken.event);
             while let Some(done) = engine.finished() {

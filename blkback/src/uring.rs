@@ -1,5 +1,7 @@
 //! An engine on io_uring, for plain files and block devices: one system call starts a batch of jobs, and the
-//! data goes straight between the file and the guest's pages.
+//! data goes straight between the file and the guest's pages. What is cheaper without it goes by the `lane`.
+//!
+//! The event channel is served by the ring too: one call unmasks it, waits, and reads what has fired.
 #![allow(unsafe_code)]
 
 use std::collections::VecDeque;
@@ -10,7 +12,8 @@ use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
-use crate::engine::{Done, Engine, Job, Woken, Work, perform};
+use crate::engine::{Done, Engine, Job, Listen, Woken, Work, perform};
+use crate::lane::Lane;
 use crate::memory::total;
 use crate::storage::Storage;
 
@@ -22,11 +25,28 @@ pub struct Uring {
     running: Vec<Option<Running>>,
     count: usize,
     done: VecDeque<Done>,
+    /// Taken and not begun.
+    fresh: Vec<Job>,
+    lane: Lane,
     /// Entries that the kernel has not been shown.
     queued: usize,
     event: Armed,
     stop: Armed,
+    /// The kernel can be asked to say nothing of what went well, which merging takes.
+    merges: bool,
+    channel: Box<Channel>,
+    /// The unmasking has not ended yet.
+    unmasking: bool,
+    /// It failed: no event would come any more.
+    deaf: Option<i32>,
     calls: u64,
+}
+
+/// What the kernel reads and writes while it serves the event channel.
+#[derive(Default)]
+struct Channel {
+    unmask: [u8; 4],
+    fired: [u8; 32],
 }
 
 /// A job with what the kernel reads while it runs.
@@ -45,7 +65,11 @@ enum Armed {
     #[default]
     No,
     Yes,
+    /// And the kernel reads it then.
+    Merged,
     Fired,
+    /// And it was read.
+    Taken,
 }
 
 /// Places in the table of registered files.
@@ -54,6 +78,10 @@ const IMAGE: types::Fixed = types::Fixed(0);
 /// Names of entries that are no jobs.
 const EVENT: u64 = u64::MAX;
 const STOP: u64 = u64::MAX - 1;
+const UNMASK: u64 = u64::MAX - 2;
+/// The poll before the event channel is read.
+const POLL: u64 = u64::MAX - 3;
+const CANCEL: u64 = u64::MAX - 4;
 
 /// Entries that are shown to the kernel at once, at most.
 const ENTRIES: u32 = 128;
@@ -89,6 +117,12 @@ impl Uring {
         files.extend(held.map(|fd| fd.as_raw_fd()));
         ring.submitter().register_files(&files)?;
         Ok(Uring {
+            lane: Lane::new(file)?,
+            merges: ring.params().is_feature_skip_cqe_on_success(),
+            channel: Box::default(),
+            unmasking: false,
+            deaf: None,
+            fresh: Vec::new(),
             ring,
             storage,
             running: (0..jobs).map(|_| None).collect(),
@@ -126,7 +160,7 @@ impl Uring {
 
     fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
         // SAFETY: what the entry names lives until its completion is taken: a job and its vectors stay in
-        // `running`, polls name nothing but a descriptor.
+        // `running`, polls name nothing but a descriptor, and `drop` waits for those that use the channel.
         while unsafe { self.ring.submission().push(&entry) }.is_err() {
             self.submit(0, None)?;
         }
@@ -209,8 +243,19 @@ impl Uring {
             let next = self.ring.completion().next();
             let Some(entry) = next else { return };
             match entry.user_data() {
-                EVENT => self.event = Armed::Fired,
+                EVENT => self.event = self.fired(entry.result()),
+                // Of a chain whose beginning has failed, this is all that is told.
+                POLL if self.event == Armed::Merged => {
+                    self.event = match -entry.result() {
+                        libc::ECANCELED => Armed::No,
+                        _ => Armed::Fired,
+                    };
+                }
                 STOP => self.stop = Armed::Fired,
+                UNMASK => {
+                    self.unmasking = false;
+                    self.deaf = Some(-entry.result()).filter(|errno| *errno > 0);
+                }
                 token => {
                     let place = self.running.get_mut(token as usize);
                     let Some(running) = place.and_then(Option::take) else {
@@ -222,6 +267,16 @@ impl Uring {
                     self.done.push_back(Done { job, result });
                 }
             }
+        }
+    }
+
+    /// What has become of the event channel's chain.
+    fn fired(&self, result: i32) -> Armed {
+        match (self.event, result) {
+            (Armed::Merged, 1..) => Armed::Taken,
+            (Armed::Merged, errno) if errno == -libc::EAGAIN => Armed::No,
+            // Whoever reads it then learns what is wrong.
+            _ => Armed::Fired,
         }
     }
 
@@ -253,16 +308,104 @@ impl Uring {
         };
         perform(&*self.storage, &rest)
     }
+
+    /// Begins what was taken, on the spot or by the ring.
+    fn begin_fresh(&mut self) -> io::Result<()> {
+        let storage = self.storage.clone();
+        let Some(fd) = storage.file().filter(|_| !self.fresh.is_empty()) else {
+            return Ok(());
+        };
+        let mut jobs = std::mem::take(&mut self.fresh);
+        if let ([job], 0) = (jobs.as_slice(), self.queued)
+            && let Some(result) = self.lane.read(fd, job)
+        {
+            self.end(jobs.remove(0), result);
+        }
+        let writes = jobs.iter().filter(|job| job.work == Work::Write).count();
+        if writes > 0 && self.lane.takes_writes() {
+            jobs.sort_by_key(|job| job.work != Work::Write);
+            let mut results = [0i64; LANE];
+            let here = writes.min(LANE);
+            let written = &jobs[..here];
+            self.lane
+                .write(fd, written, |place, result| results[place] = result);
+            for (job, result) in jobs.drain(..here).zip(results) {
+                self.end(job, result);
+            }
+        }
+        for job in jobs.drain(..) {
+            self.begin(job)?;
+        }
+        // Its memory is of use again.
+        self.fresh = jobs;
+        Ok(())
+    }
+
+    fn end(&mut self, job: Job, result: i64) {
+        let result = self.outcome(&job, result as i32);
+        self.done.push_back(Done { job, result });
+    }
+
+    /// Sees to it that the descriptors are waited for; how many completions come at once from that.
+    fn listen(&mut self, event: Listen<'_>, stop: BorrowedFd<'_>) -> io::Result<usize> {
+        let poll = |fd: BorrowedFd<'_>| {
+            opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLIN as u32).build()
+        };
+        if self.stop == Armed::No {
+            self.stop = Armed::Yes;
+            self.push(poll(stop).user_data(STOP))?;
+        }
+        let Some(port) = event.port.filter(|_| self.merges) else {
+            if self.event == Armed::No {
+                self.event = Armed::Yes;
+                self.push(poll(event.fd).user_data(EVENT))?;
+            }
+            return Ok(0);
+        };
+        let fd = types::Fd(event.fd.as_raw_fd());
+        if self.event == Armed::No {
+            self.event = Armed::Merged;
+            let (to, len) = (self.channel.fired.as_mut_ptr(), self.channel.fired.len());
+            let poll = poll(event.fd)
+                .user_data(POLL)
+                .flags(squeue::Flags::IO_LINK | squeue::Flags::SKIP_SUCCESS);
+            let read = opcode::Read::new(fd, to, len as u32).build();
+            self.make_room(2)?;
+            self.push(poll)?;
+            self.push(read.user_data(EVENT))?;
+        }
+        if !event.masked {
+            return Ok(0);
+        }
+        self.channel.unmask = port;
+        self.unmasking = true;
+        let (from, len) = (self.channel.unmask.as_ptr(), port.len());
+        let write = opcode::Write::new(fd, from, len as u32).build();
+        self.push(write.user_data(UNMASK))?;
+        Ok(1)
+    }
+
+    /// What follows goes to the kernel in one piece.
+    fn make_room(&mut self, entries: usize) -> io::Result<()> {
+        let queue = self.ring.submission();
+        if queue.capacity() - queue.len() < entries {
+            drop(queue);
+            self.submit(0, None)?;
+        }
+        Ok(())
+    }
 }
+
+/// Writes done on the spot at once, at most: a step of a queue begins no more.
+const LANE: usize = 64;
 
 impl Engine for Uring {
     fn start(&mut self, job: Job) {
-        if self.begin(job).is_err() {
-            // The kernel takes nothing more; `kick` and `wait` will say so.
-        }
+        self.fresh.push(job);
     }
 
     fn kick(&mut self) -> io::Result<()> {
+        self.begin_fresh()?;
         match self.queued {
             0 => Ok(()),
             _ => self.submit(0, None),
@@ -278,53 +421,61 @@ impl Engine for Uring {
 
     fn wait(
         &mut self,
-        event: BorrowedFd<'_>,
+        event: Listen<'_>,
         stop: BorrowedFd<'_>,
         timeout: Option<Duration>,
     ) -> io::Result<Woken> {
-        for (fd, name) in [(event, EVENT), (stop, STOP)] {
-            let armed = if name == EVENT {
-                &mut self.event
-            } else {
-                &mut self.stop
-            };
-            if *armed == Armed::No {
-                *armed = Armed::Yes;
-                let poll = opcode::PollAdd::new(types::Fd(fd.as_raw_fd()), libc::POLLIN as u32);
-                self.push(poll.build().user_data(name))?;
-            }
-        }
+        self.begin_fresh()?;
+        let more = self.listen(event, stop)?;
         self.drain();
-        let fired = [self.event, self.stop].contains(&Armed::Fired);
-        let at_once = fired || !self.done.is_empty();
+        let fired = |armed| matches!(armed, Armed::Fired | Armed::Taken);
+        let at_once = fired(self.event) || fired(self.stop) || !self.done.is_empty();
         if !at_once || self.queued > 0 {
-            self.submit(usize::from(!at_once), timeout)?;
+            let want = if at_once { 0 } else { 1 + more };
+            self.submit(want, timeout)?;
             self.drain();
+        }
+        if let Some(errno) = self.deaf {
+            return Err(io::Error::from_raw_os_error(errno));
         }
         if self.stop == Armed::Fired {
             self.stop = Armed::No;
         }
-        let fired = self.event == Armed::Fired;
-        if fired {
+        let armed = self.event;
+        if fired(armed) {
             self.event = Armed::No;
         }
-        Ok(Woken { event: fired })
+        Ok(Woken {
+            event: fired(armed),
+            taken: armed == Armed::Taken,
+        })
+    }
+
+    fn merges(&self) -> bool {
+        self.merges
     }
 
     fn calls(&self) -> u64 {
-        self.calls
+        self.calls + self.lane.calls()
     }
 }
 
 impl Drop for Uring {
     fn drop(&mut self) {
-        while self.count > 0 {
+        let mut usable = true;
+        if self.event == Armed::Merged {
+            let cancel = opcode::AsyncCancel::new(POLL).build();
+            usable = self.push(cancel.user_data(CANCEL)).is_ok();
+        }
+        let busy = |ring: &Uring| ring.count > 0 || ring.unmasking || ring.event == Armed::Merged;
+        while usable && busy(self) {
             self.drain();
-            if self.count > 0 && self.submit(1, None).is_err() {
-                // Whether they run is not known any more: their memory must stay.
-                std::mem::forget(std::mem::take(&mut self.running));
-                return;
-            }
+            usable = !busy(self) || self.submit(1, None).is_ok();
+        }
+        if !usable {
+            // Whether they run is not known any more: their memory must stay.
+            std::mem::forget(std::mem::take(&mut self.running));
+            Box::leak(std::mem::take(&mut self.channel));
         }
     }
 }

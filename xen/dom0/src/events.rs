@@ -185,6 +185,10 @@ impl EventChannels for Events {
             failed("EVTCHNOP_unmask", peer, port, device::errno(&error))
         })
     }
+
+    fn name(&self, port: Port) -> Option<[u8; 4]> {
+        Some(port.0.to_ne_bytes())
+    }
 }
 
 impl AsFd for Events {

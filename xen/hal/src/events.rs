@@ -25,4 +25,11 @@ pub trait EventChannels {
 
     /// Lets a port fire again; to be called after its work is done.
     fn unmask(&self, port: Port) -> Result<()>;
+
+    /// What names a port on this owner's descriptor, if it has one: read from there it says that the port has
+    /// fired, written there it unmasks it. For whoever has the kernel do that along with other work.
+    fn name(&self, port: Port) -> Option<[u8; 4]> {
+        let _ = port;
+        None
+    }
 }
