@@ -4,7 +4,10 @@ use std::fmt::Write as _;
 
 use clap::Args;
 use serde_json::{Value, json};
+use xen_backend::DeviceId;
+use xen_backend::account::{self, Count};
 use xen_hal::DomainInfo;
+use xen_sys::DomId;
 use xlrs::attach::{self, Unwilling};
 use xlrs::config::{DiskConfig, NicConfig, memory_kib, parse_mac, vdev_number};
 use xlrs::destroy::{Device, devices};
@@ -79,6 +82,15 @@ pub struct ListArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Args)]
+pub struct BlockListArgs {
+    #[command(flatten)]
+    list: ListArgs,
+    /// Show what each disk's queues have done, as our back end counts it
+    #[arg(long)]
+    stats: bool,
 }
 
 pub fn block_attach(args: &BlockAttachArgs) -> Result<ExitCode> {
@@ -303,17 +315,20 @@ fn json(row: &Row, rings: [&str; 2]) -> Value {
 }
 
 /// Like xl, `block-list` goes on after a guest that does not exist, and tells of it in words only.
-pub fn block_list(args: &ListArgs) -> Result<ExitCode> {
+pub fn block_list(args: &BlockListArgs) -> Result<ExitCode> {
     const RINGS: [&str; 2] = ["ring-ref", "ring-ref0"];
     let host = Host::open()?;
     let mut all = Vec::new();
-    for word in &args.domains {
+    for word in &args.list.domains {
         match rows(&host, std::slice::from_ref(word), "vbd", RINGS) {
             Err(error) if error.kind == Kind::NoSuchDomain => eprintln!("xlrs: {error}"),
             rows => all.extend(rows?),
         }
     }
-    if args.json {
+    if args.stats {
+        return print_stats(&all, args.list.json, |row| json(row, RINGS));
+    }
+    if args.list.json {
         return print_json(&all.iter().map(|row| json(row, RINGS)).collect());
     }
     let mut out = format!(
@@ -328,6 +343,45 @@ pub fn block_list(args: &ListArgs) -> Result<ExitCode> {
         );
     }
     print(&out)
+}
+
+/// What disks' queues have done; nothing of a disk that is not served by our back end.
+fn print_stats(rows: &[Row], as_json: bool, json: impl Fn(&Row) -> Value) -> Result<ExitCode> {
+    let mut out = format!("{:<5} {:<6} {:<5}", "Vdev", "handle", "queue");
+    for count in Count::ALL {
+        let _ = write!(out, " {:>1$}", count.name(), count.name().len().max(12));
+    }
+    out.push('\n');
+    let mut all = Vec::new();
+    for row in rows {
+        let id = DeviceId {
+            dom: DomId(row.dom),
+            index: row.number.try_into().unwrap_or(u32::MAX),
+        };
+        let queues = account::read(account::FOLDER.as_ref(), id).map_err(|error| {
+            let name = format!("{}/{}", account::FOLDER, account::file_name(id, 0));
+            Error::new("read the counts of a disk", name, error).hint("try again")
+        })?;
+        let mut whole = json(row);
+        let object = |counts: &[u64]| -> Value {
+            let named = Count::ALL.iter().zip(counts);
+            let named = named.map(|(count, value)| (count.name().to_string(), json!(value)));
+            Value::Object(named.collect())
+        };
+        whole["queues"] = queues.iter().map(|counts| object(counts)).collect();
+        all.push(whole);
+        for (queue, counts) in queues.iter().enumerate() {
+            let _ = write!(out, "{:<5} {:<6} {queue:<5}", row.number, row.dom);
+            for (count, value) in Count::ALL.iter().zip(counts) {
+                let _ = write!(out, " {value:>0$}", count.name().len().max(12));
+            }
+            out.push('\n');
+        }
+    }
+    match as_json {
+        true => print_json(&Value::Array(all)),
+        false => print(&out),
+    }
 }
 
 pub fn network_list(args: &ListArgs) -> Result<ExitCode> {

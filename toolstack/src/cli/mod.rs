@@ -138,7 +138,7 @@ enum Command {
     /// Give a running guest another disk
     BlockAttach(devices::BlockAttachArgs),
     /// List the guests' disks
-    BlockList(devices::ListArgs),
+    BlockList(devices::BlockListArgs),
     /// Take a disk from a running guest
     BlockDetach(devices::BlockDetachArgs),
     /// Make a running guest's disk larger, or have its new size seen
