@@ -64,6 +64,12 @@ pub trait Driver {
         true
     }
 
+    /// Whoever serves the connections has ended, with all of them: the daemon is to start over. Nothing is
+    /// reported as a failure from then on.
+    fn over(&self) -> bool {
+        false
+    }
+
     /// What to publish with state 6 when the toolstack takes the device away.
     fn farewell(&self) -> Vec<Node> {
         Vec::new()

@@ -282,7 +282,16 @@ fn lock(folder: &Path, name: &str, timeout: Duration) -> Result<File, Failure> {
     Ok(file)
 }
 
-/// Serves the devices of a bus until a signal asks for an end. While it serves, `node` in the store holds
+/// Why a daemon serves no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// A signal has asked for it.
+    Asked,
+    /// [`Driver::over`]
+    Over,
+}
+
+/// Serves the devices of a bus until a signal asks for an end, or the driver says that all is over. While it serves, `node` in the store holds
 /// the process number: a toolstack sees by it who serves this class.
 pub fn serve<D: Driver, S: Store + AsFd>(
     bus: &mut Bus<D>,
@@ -291,7 +300,7 @@ pub fn serve<D: Driver, S: Store + AsFd>(
     wake: &Wake,
     node: &str,
     ready: &mut Ready,
-) -> Result<(), Failure> {
+) -> Result<Ending, Failure> {
     serve_until(bus, store, store.as_fd(), signals, wake, node, ready)
 }
 
@@ -303,7 +312,7 @@ fn serve_until<D: Driver>(
     wake: &Wake,
     node: &str,
     ready: &mut Ready,
-) -> Result<(), Failure> {
+) -> Result<Ending, Failure> {
     bus.start(store)?;
     bus.step(store)?;
     store.write_display(None, node, &std::process::id())?;
@@ -329,12 +338,15 @@ fn serve_until<D: Driver>(
             break;
         }
         wake.clear();
+        if bus.driver().over() {
+            return Ok(Ending::Over);
+        }
         bus.check(store)?;
         more = bus.step(store)?;
     }
     log("ending; running guests wait for the next process");
     store.rm_if_present(None, node)?;
-    Ok(())
+    Ok(Ending::Asked)
 }
 
 /// An error that names the remedy if the kernel's own backend `module` is loaded: it would take the same

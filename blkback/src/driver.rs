@@ -25,6 +25,11 @@ pub trait Datapath {
 
     /// Why a connection stopped serving, if it did.
     fn failure(&self, connection: &Self::Connection) -> Option<Error>;
+    /// Whoever serves them has ended ([`Driver::over`]).
+    fn over(&self) -> bool {
+        false
+    }
+
     /// Asks a connection to end; true once it has ([`Driver::stop`]).
     fn stop(&self, connection: &Self::Connection) -> bool {
         let _ = connection;
@@ -284,6 +289,10 @@ impl<D: Datapath> Driver for BlockDriver<D> {
 
     fn stop(&self, connection: &D::Connection) -> bool {
         self.datapath.stop(connection)
+    }
+
+    fn over(&self) -> bool {
+        self.datapath.over()
     }
 
     fn farewell(&self) -> Vec<Node> {

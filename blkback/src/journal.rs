@@ -112,6 +112,11 @@ impl Journal {
             })
     }
 
+    /// Nobody is to go on with it.
+    pub fn forget(&self) {
+        self.memory.write::<u64>(0, 0);
+    }
+
     /// How many requests were taken from the ring, as a ring index.
     pub fn taken(&self) -> u32 {
         self.memory.load_u32(TAKEN, Ordering::Acquire)

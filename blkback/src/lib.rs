@@ -38,7 +38,7 @@ mod uring;
 pub use disk::{Disk, Format, params_path};
 pub use driver::{BlockDriver, Datapath, MAX_QUEUES, MAX_RING_ORDER, OpenImage, open_file};
 pub use engine::{Direct, Done, Engine, Job, Listen, Order, Woken, Work};
-pub use format::open_any;
+pub use format::{OtherFiles, Policy, identity, open_any, open_disk, open_given};
 pub use inline::{Inline, InlineConnection, InlineQueue, Journals};
 pub use journal::Journal;
 pub use memory::{Buffer, MappedFile, Memory, Piece};

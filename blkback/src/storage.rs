@@ -1,5 +1,6 @@
 //! Where a disk's bytes are: the trait, and files and block devices.
 
+use std::any::Any;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
@@ -58,6 +59,10 @@ pub trait Storage: Send + Sync {
     fn file(&self) -> Option<BorrowedFd<'_>> {
         None
     }
+    /// Itself, for whoever made it and knows what it is.
+    fn as_any(&self) -> Option<&dyn Any> {
+        None
+    }
 }
 
 /// What makes two paths the same disk.
@@ -92,6 +97,11 @@ impl FileStorage {
     /// Opens a file or block device.
     pub fn open(path: &Path, read_only: bool, cache: Cache) -> io::Result<FileStorage> {
         let (file, direct) = open_image(path, read_only, cache)?;
+        FileStorage::new(file, read_only, direct)
+    }
+
+    /// The image in an open file; `direct` says that it is open for direct access.
+    pub fn new(file: File, read_only: bool, direct: bool) -> io::Result<FileStorage> {
         let meta = file.metadata()?;
         let kind = meta.file_type();
         let block = kind.is_block_device();

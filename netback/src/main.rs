@@ -48,7 +48,8 @@ fn serve(mut ready: Ready) -> Result<(), Failure> {
     };
     remove_leftovers(&store)?;
     let mut bus = Bus::new(NetDriver::new(threads), DomId::DOM0, daemon::log_device);
-    daemon::serve(&mut bus, &store, &signals, &wake, NODE, &mut ready)
+    daemon::serve(&mut bus, &store, &signals, &wake, NODE, &mut ready)?;
+    Ok(())
 }
 
 /// Removes devices that an earlier process made for guests which have ended since.

@@ -27,7 +27,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use policy::Policy;
+pub use policy::{OtherFiles, Policy};
 
 use crate::disk::{Disk, Format};
 use crate::driver::OpenImage;
@@ -42,25 +42,44 @@ pub fn open_any(folders: Vec<PathBuf>) -> OpenImage {
     Arc::new(move |disk| open(disk, &Policy::new(&folders)?))
 }
 
-/// Opens the image of a disk. Formats go through the page cache: their tables are not aligned to anything.
+fn open(disk: &Disk, others: &dyn OtherFiles) -> io::Result<Arc<dyn Storage>> {
+    let (file, direct) = open_disk(disk)?;
+    open_given(disk, file, direct, others)
+}
+
+/// Opens the file of a disk; tells whether it is open for direct access. Formats go through the page cache:
+/// their tables are not aligned to anything.
+///
+/// # Errors
+/// The system's.
+pub fn open_disk(disk: &Disk) -> io::Result<(File, bool)> {
+    let cache = match disk.format {
+        Format::Raw => disk.cache,
+        _ => Cache::Page,
+    };
+    open_image(&disk.path, disk.read_only, cache)
+}
+
+/// Makes a disk of its open file. What other files it names, `others` opens.
 ///
 /// # Errors
 /// The system's; `InvalidData` for what is wrong with the image, `Unsupported` for what it has and we do
 /// not, `PermissionDenied` for other files that it names.
-fn open(disk: &Disk, policy: &Policy) -> io::Result<Arc<dyn Storage>> {
+pub fn open_given(
+    disk: &Disk,
+    file: File,
+    direct: bool,
+    others: &dyn OtherFiles,
+) -> io::Result<Arc<dyn Storage>> {
     let (path, read_only) = (&disk.path, disk.read_only);
-    if disk.format == Format::Raw {
-        return Ok(Arc::new(FileStorage::open(path, read_only, disk.cache)?));
-    }
-    let (file, _) = open_image(path, read_only, Cache::Page)?;
     Ok(match disk.format {
-        Format::Raw => unreachable!("above"),
-        Format::Qcow2 => Arc::new(qcow2::Qcow2Disk::open(file, path, read_only, policy)?),
+        Format::Raw => Arc::new(FileStorage::new(file, read_only, direct)?),
+        Format::Qcow2 => Arc::new(qcow2::Qcow2Disk::open(file, path, read_only, others)?),
         Format::Vhd => Arc::new(vhd_disk::VhdDisk::open(file, read_only)?),
         Format::Vmdk if !read_only => {
             return Err(unsupported("vmdk images can only be read: use access r"));
         }
-        Format::Vmdk => Arc::new(vmdk_disk::VmdkDisk::open(file, path, policy)?),
+        Format::Vmdk => Arc::new(vmdk_disk::VmdkDisk::open(file, path, others)?),
     })
 }
 
@@ -75,7 +94,7 @@ fn unsupported(what: impl Into<String>) -> io::Error {
 }
 
 /// What tells an image's file from others. Two names of a disk are told apart by the file they lead to.
-fn identity(file: &File) -> io::Result<Identity> {
+pub fn identity(file: &File) -> io::Result<Identity> {
     use std::os::unix::fs::FileTypeExt;
     let meta = file.metadata()?;
     Ok(if meta.file_type().is_block_device() {

@@ -6,6 +6,22 @@ use std::path::{Path, PathBuf};
 
 use crate::storage::{Cache, open_image};
 
+/// Opens the files that an image names, or does not.
+pub trait OtherFiles {
+    /// Opens the file that the image at `image` names as its `role`, and tells where it is. A relative name
+    /// begins at the image.
+    ///
+    /// # Errors
+    /// It may not be opened, or cannot be.
+    fn open(
+        &self,
+        image: &Path,
+        name: &str,
+        role: &str,
+        read_only: bool,
+    ) -> io::Result<(File, PathBuf)>;
+}
+
 /// Folders whose files images may refer to: backing files, data files and extents. Empty by default: whoever
 /// makes an image names any file in it, and its guest would read that.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -24,9 +40,10 @@ impl Policy {
             folders: folders.collect::<io::Result<_>>()?,
         })
     }
+}
 
-    /// Opens a file that the image at `image` names as its `role`. A relative name begins at the image.
-    pub(super) fn open(
+impl OtherFiles for Policy {
+    fn open(
         &self,
         image: &Path,
         name: &str,

@@ -16,7 +16,7 @@ use imago::{DenyImplicitOpenGate, FormatAccess, FormatDriverBuilder};
 
 use super::qcow2_check::check;
 use super::qcow2_header::Header;
-use super::{MAX_TABLES, Policy, bad, identity, unsupported};
+use super::{MAX_TABLES, OtherFiles, bad, identity, unsupported};
 use crate::request::SECTOR;
 use crate::storage::{Identity, Storage};
 
@@ -40,10 +40,15 @@ pub struct Qcow2Disk {
 
 impl Qcow2Disk {
     /// Opens the image in `file`, whose name is `path`.
-    pub fn open(file: File, path: &Path, read_only: bool, policy: &Policy) -> io::Result<Self> {
+    pub fn open(
+        file: File,
+        path: &Path,
+        read_only: bool,
+        others: &dyn OtherFiles,
+    ) -> io::Result<Self> {
         let identity = identity(&file)?;
         let mut chain = Chain {
-            policy,
+            others,
             seen: Vec::new(),
             memory: 0,
         };
@@ -87,7 +92,7 @@ impl Qcow2Disk {
 
 /// Opens an image and those behind it.
 struct Chain<'a> {
-    policy: &'a Policy,
+    others: &'a dyn OtherFiles,
     seen: Vec<Identity>,
     memory: u64,
 }
@@ -112,7 +117,7 @@ impl Chain<'_> {
         let data_file = match &header.data_file {
             None => None,
             Some(name) => {
-                let (file, _) = self.policy.open(path, name, "data file", read_only)?;
+                let (file, _) = self.others.open(path, name, "data file", read_only)?;
                 self.enter(&file)?;
                 Some(file)
             }
@@ -130,7 +135,7 @@ impl Chain<'_> {
     }
 
     fn backing(&mut self, image: &Path, name: &str, format: Option<&str>) -> io::Result<Access> {
-        let (file, path) = self.policy.open(image, name, "backing file", true)?;
+        let (file, path) = self.others.open(image, name, "backing file", true)?;
         match format {
             Some("qcow2") => Ok(self.image(file, &path, true)?.1),
             Some("raw") => {

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use miniz_oxide::inflate::decompress_to_vec_zlib_with_limit as inflate;
 
 use super::vmdk::{self, AT_END, Content, HEADER, MAX_DESCRIPTOR, Sparse};
-use super::{Policy, bad, identity, length, read_at, read_text, u32_le, u64_le, unsupported};
+use super::{OtherFiles, bad, identity, length, read_at, read_text, u32_le, u64_le, unsupported};
 use crate::request::SECTOR;
 use crate::storage::{Identity, Storage};
 
@@ -44,7 +44,7 @@ struct Grains {
 
 impl VmdkDisk {
     /// Opens the image in `file`, whose name is `path`.
-    pub fn open(file: File, path: &Path, policy: &Policy) -> io::Result<VmdkDisk> {
+    pub fn open(file: File, path: &Path, others: &dyn OtherFiles) -> io::Result<VmdkDisk> {
         let identity = identity(&file)?;
         let len = length(&file)?;
         let head = read_at(&file, 0, len.min(HEADER as u64) as usize, "the header")?;
@@ -53,7 +53,7 @@ impl VmdkDisk {
                 let grains = Grains::open(file, len)?;
                 vec![(grains.sparse.capacity, Data::Sparse(grains))]
             }
-            false => flat(&file, path, policy)?,
+            false => flat(&file, path, others)?,
         };
         let mut disk = VmdkDisk {
             sectors_512: 0,
@@ -71,7 +71,7 @@ impl VmdkDisk {
 }
 
 /// The extents that a descriptor names.
-fn flat(file: &File, path: &Path, policy: &Policy) -> io::Result<Vec<(u64, Data)>> {
+fn flat(file: &File, path: &Path, others: &dyn OtherFiles) -> io::Result<Vec<(u64, Data)>> {
     let text = read_text(file, MAX_DESCRIPTOR, "the descriptor")?;
     let mut out = Vec::new();
     for extent in vmdk::descriptor(&text)? {
@@ -83,7 +83,7 @@ fn flat(file: &File, path: &Path, policy: &Policy) -> io::Result<Vec<(u64, Data)
                 )));
             }
             Content::Flat(name, sector) => {
-                let (file, _) = policy.open(path, &name, "extent", true)?;
+                let (file, _) = others.open(path, &name, "extent", true)?;
                 let start = sector.checked_mul(SECTOR);
                 let end = start.and_then(|s| s.checked_add(extent.sectors.checked_mul(SECTOR)?));
                 let len = length(&file)?;

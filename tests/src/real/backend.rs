@@ -1,19 +1,40 @@
-//! The block back end as a process: which it is, and starting it again.
+//! The block back end as two processes: which they are, and starting it again.
 
 use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
-use scenarios::{OrStop, Outcome, Stop};
+use scenarios::{OrStop, Outcome, Stop, demand};
 
 use crate::real::host::Host;
 
 /// How long it may take to be there again, or to be gone.
 const TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Its process and its command line.
+/// Who opens files, starts the other and ends with all.
+pub const BROKER: &str = "blkback";
+/// Who moves the data.
+pub const WORKER: &str = "blkback-worker";
+
+/// The process that stands for the whole, and its command line.
 pub fn process() -> Outcome<(Pid, Vec<String>)> {
+    find(BROKER)?.ok_or_else(|| Stop::Failed("no back end is running".into()))
+}
+
+/// The same for one that may just be starting.
+pub fn part(name: &str) -> Outcome<(Pid, Vec<String>)> {
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        if let Some(found) = find(name)? {
+            return Ok(found);
+        }
+        demand!(Instant::now() < deadline, "no {name} is running");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+fn find(part: &str) -> Outcome<Option<(Pid, Vec<String>)>> {
     let processes = std::fs::read_dir("/proc").or_broken("read /proc")?;
     for entry in processes.flatten() {
         let name = entry.file_name();
@@ -28,12 +49,12 @@ pub fn process() -> Outcome<(Pid, Vec<String>)> {
             .collect();
         let is_it = words
             .first()
-            .is_some_and(|first| Path::new(first).ends_with("blkback"));
+            .is_some_and(|first| Path::new(first).ends_with(part));
         if let (true, Some(pid)) = (is_it, Pid::from_raw(number)) {
-            return Ok((pid, words));
+            return Ok(Some((pid, words)));
         }
     }
-    Err(Stop::Failed("no back end is running".into()))
+    Ok(None)
 }
 
 /// Starts it, once the one before has ended.

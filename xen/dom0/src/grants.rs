@@ -1,7 +1,7 @@
 //! The gntdev device: other domains' granted frames, mapped or copied.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
 
@@ -47,6 +47,13 @@ impl Grants {
         Ok(Grants {
             gntdev: Arc::new(device::open(GNTDEV, 0)?),
         })
+    }
+
+    /// Goes on with gntdev as somebody else has opened it.
+    pub fn inherit(gntdev: OwnedFd) -> Grants {
+        Grants {
+            gntdev: Arc::new(gntdev.into()),
+        }
     }
 
     fn reserve(&self, dom: DomId, grefs: &[GrantRef]) -> Result<Index> {
@@ -114,6 +121,12 @@ impl Grants {
             }
         }
         device::system("mmap", GNTDEV, errno)
+    }
+}
+
+impl AsFd for Grants {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.gntdev.as_fd()
     }
 }
 

@@ -32,5 +32,16 @@ pub use preflight::{NotReady, preflight};
 pub use storenode::StoreNode;
 pub use versions::{RELEASES, Release};
 
+/// The ioctls that [`Grants`] and [`Events`] need once their devices are open, for a filter of system calls.
+pub const DATA_PATH_IOCTLS: [u64; 7] = [
+    abi::GNTDEV_MAP,
+    abi::GNTDEV_UNMAP,
+    abi::GNTDEV_COPY,
+    abi::EVTCHN_BIND_INTERDOMAIN,
+    abi::EVTCHN_UNBIND,
+    abi::EVTCHN_NOTIFY,
+    abi::EVTCHN_RESET,
+];
+
 #[doc(hidden)]
 pub use abi::{CONSTANTS, LAYOUTS};

@@ -1,4 +1,4 @@
-//! The block back end is killed under load, and nobody notices.
+//! The block back end is killed under load, in either of its two parts, and nobody notices.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -79,6 +79,8 @@ fn load(driver: &Driver<'_>, over: &AtomicBool) -> Outcome<u64> {
 #[derive(Debug, Default)]
 struct Killed {
     kills: usize,
+    /// Those of the worker alone.
+    workers: usize,
     /// Those with a request in flight.
     counted: usize,
     /// Most requests in flight.
@@ -93,15 +95,26 @@ fn kill_often(over: &AtomicBool) -> Outcome<Killed> {
     let mut met = Killed::default();
     while met.counted < KILLS && !over.load(Ordering::Acquire) {
         std::thread::sleep(Duration::from_micros(20_000 + dice.pick(150_000) as u64));
-        let (pid, words) = backend::process()?;
+        // Who opens the files, and the other part with it; or only who moves the data, which the first starts
+        // again.
+        let whole = dice.pick(3) > 0;
+        let part = if whole {
+            backend::BROKER
+        } else {
+            backend::WORKER
+        };
+        let (pid, words) = backend::part(part)?;
         kill_process(pid, Signal::KILL).or_broken("kill the back end")?;
         let found = in_flight()?;
         met.kills += 1;
+        met.workers += usize::from(!whole);
         met.counted += usize::from(found.running > 0);
         met.most = met.most.max(found.running);
         met.overtakers += found.overtakers;
         demand!(met.kills < 20 * KILLS, "too few kills counted: {met:?}");
-        backend::start(&words)?;
+        if whole {
+            backend::start(&words)?;
+        }
     }
     Ok(met)
 }
