@@ -8,7 +8,10 @@ use crate::paths;
 use crate::ui;
 
 /// Folders of fuzz workspaces, with their targets.
-const WORKSPACES: &[(&str, &[&str])] = &[("xenstore/fuzz", &["socket", "ring", "update", "state"])];
+const WORKSPACES: &[(&str, &[&str])] = &[
+    ("xenstore/fuzz", &["socket", "ring", "update", "state"]),
+    ("blkback/fuzz", &["disk-ring", "qcow2", "vhd", "vmdk"]),
+];
 
 /// What libFuzzer needs of the compiler: counters of edges, what is compared, and where. cargo-fuzz asks for the same, and for a
 /// nightly compiler because of the address sanitizer, which the safe code that is fuzzed here has little use for.

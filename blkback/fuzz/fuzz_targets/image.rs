@@ -1,0 +1,65 @@
+//! An image of any bytes: it opens or does not, and then every call returns.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use blkback::{Allowance, Cache, Disk, Format, OtherFiles, open_given};
+use rustix::fs::{MemfdFlags, memfd_create};
+
+/// Other files that an image names: always one of zeros.
+struct Zeros;
+
+impl OtherFiles for Zeros {
+    fn open(&self, _: &Path, _: &str, _: &str, _: bool) -> io::Result<(File, PathBuf)> {
+        let file = in_memory(&[0; 4096])?;
+        Ok((file, "/zeros".into()))
+    }
+}
+
+fn in_memory(bytes: &[u8]) -> io::Result<File> {
+    let mut file: File = memfd_create("image", MemfdFlags::CLOEXEC)?.into();
+    file.write_all(bytes)?;
+    Ok(file)
+}
+
+/// The first byte says how it is opened, the rest is the image.
+pub fn try_image(format: Format, data: &[u8]) {
+    let Some((&how, image)) = data.split_first() else {
+        return;
+    };
+    let read_only = how & 1 == 1;
+    let disk = Disk {
+        path: "/image".into(),
+        format,
+        read_only,
+        shared: false,
+        cdrom: false,
+        removable: false,
+        discard: true,
+        cache: Cache::Page,
+        allowance: Allowance::default(),
+    };
+    let Ok(file) = in_memory(image) else { return };
+    let Ok(storage) = open_given(&disk, file, false, &Zeros) else {
+        return;
+    };
+    let size = storage.sectors_512() * 512;
+    assert!(size > 0, "a disk has a sector");
+    let mut bytes = [0; 8192];
+    for part in 0..4u64 {
+        let len = (bytes.len() as u64).min(size) as usize;
+        let at = (size / 4 * part) / 512 * 512;
+        let at = at.min(size - len as u64);
+        let read = storage.read(at, &mut bytes[..len]);
+        if !read_only {
+            let pattern = [0x5a ^ part as u8; 8192];
+            if storage.write(at, &pattern[..len]).is_ok() && read.is_ok() {
+                let again = storage.read(at, &mut bytes[..len]);
+                assert!(again.is_err() || bytes[..len] == pattern[..len]);
+            }
+            let _ = storage.discard(at, len as u64);
+        }
+    }
+    let _ = storage.flush();
+}
