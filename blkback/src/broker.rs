@@ -7,8 +7,8 @@
 //! bounded time.
 
 use std::any::Any;
-use std::fs::OpenOptions;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use blkback::{
-    Connect, Datapath, Disk, Identity, OpenImage, OtherFiles, Policy, Storage, identity, open_disk,
+    Connect, Datapath, Disk, Format, Identity, OpenImage, OtherFiles, Policy, Storage, identity, open_disk,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::RecvFlags;
@@ -109,6 +109,7 @@ fn open(link: &Link, folders: &[PathBuf], disk: &Disk) -> io::Result<Remote> {
             None => return Err(io::ErrorKind::ConnectionAborted.into()),
             Some((Message::Opened(medium), _)) => {
                 return Ok(Remote {
+                    raw: (disk.format == Format::Raw).then_some(file),
                     sectors_512: AtomicU64::new(medium.sectors_512),
                     medium,
                     identity,
@@ -153,6 +154,8 @@ fn open(link: &Link, folders: &[PathBuf], disk: &Disk) -> io::Result<Remote> {
 
 /// A disk that the worker has open.
 struct Remote {
+    /// Its file, if its size is the disk's.
+    raw: Option<File>,
     medium: Medium,
     sectors_512: AtomicU64,
     identity: Identity,
@@ -240,6 +243,15 @@ impl Storage for Remote {
         Some(self.identity)
     }
     fn refresh(&self) -> io::Result<()> {
+        // The worker is asked only if there is something new.
+        let Some(mut file) = self.raw.as_ref() else {
+            return Ok(());
+        };
+        let unit = u64::from(self.medium.sector_size);
+        let now = file.seek(SeekFrom::End(0))? / unit * unit / 512;
+        if now == self.sectors_512() {
+            return Ok(());
+        }
         let mut conversation = self.conversation();
         conversation.tell(&Message::Refresh, &[]);
         let deadline = Instant::now() + REFRESH;

@@ -96,6 +96,7 @@ fn main() -> ExitCode {
 
 /// The worker: its standard input is the way to the broker.
 fn work(uid: &str, gid: &str) -> Result<(), Failure> {
+    rustix::thread::set_name(c"blkback-worker")?;
     jail::enter(Path::new(EMPTY), uid.parse()?, gid.parse()?)?;
     worker::run(io::stdin())
 }

@@ -7,6 +7,7 @@
 
 mod apt;
 mod bench;
+mod bench_native;
 mod bench_store;
 mod builds;
 mod channel;
@@ -96,6 +97,8 @@ enum Bench {
     /// Disks: blkback beside the kernel's back end over a loop device, the same guest on both, in a scripted
     /// boot whose clock counts instructions.
     Blk(bench::BenchArgs),
+    /// Disks, natively: blkback with a guest in its own process, beside fio with io_uring on the same file.
+    BlkNative(bench_native::NativeArgs),
     /// The store: xenstored beside C xenstored and oxenstored of Debian, on this machine without Xen,
     /// daemon and load each on a processor of its own. The peer is the better one in each row.
     Store(bench_store::StoreArgs),
@@ -143,6 +146,7 @@ fn main() -> ExitCode {
         Verb::Test(args) => test::run(&args),
         Verb::Bench(Bench::Create(args)) => bench::create(&args),
         Verb::Bench(Bench::Blk(args)) => bench::blk(&args),
+        Verb::Bench(Bench::BlkNative(args)) => bench_native::run(&args),
         Verb::Bench(Bench::Store(args)) => bench_store::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
     };

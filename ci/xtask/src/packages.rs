@@ -156,6 +156,11 @@ pub fn headers(lab: &Path) -> Result<PathBuf> {
     Ok(set.root.join("usr/include"))
 }
 
+/// fio with its libraries, which it is run with.
+pub fn fio(lab: &Path) -> Result<PackageSet> {
+    obtain(lab, "fio", "bookworm", &["fio"], false, useful)
+}
+
 fn obtain(
     lab: &Path,
     set: &str,
