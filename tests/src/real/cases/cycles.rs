@@ -18,7 +18,7 @@ const SEEN: Duration = Duration::from_secs(20);
 /// Kept memory that may be found afterwards: an allocator's, not a leak of a page a cycle.
 const ROOM_KIB: u64 = 256;
 
-/// What the back end holds, counted.
+/// What a process of the back end holds, counted.
 #[derive(Debug, PartialEq, Eq)]
 struct Held {
     descriptors: usize,
@@ -34,25 +34,34 @@ pub fn all(host: &Host) -> Outcome {
     let image = host.zero_file("disk.img", 8)?.display().to_string();
     leaves_nothing(host, || {
         let guest = Driver::create(host, "cycles", |config| config)?;
-        let (pid, _) = backend::process()?;
-        let before = Held::by(pid)?;
+        let (broker, _) = backend::part(backend::BROKER)?;
+        let (worker, _) = backend::part(backend::WORKER)?;
+        let held = || -> Outcome<[Held; 2]> { Ok([Held::by(broker)?, Held::by(worker)?]) };
+        let before = held()?;
         for n in 0..WARM_UP {
             cycle(host, &guest, &image, n)?;
         }
-        let memory = [resident_kib(pid)?, guest_kib(&guest)?];
+        let kib = || -> Outcome<[u64; 3]> {
+            Ok([
+                resident_kib(broker)?,
+                resident_kib(worker)?,
+                guest_kib(&guest)?,
+            ])
+        };
+        let memory = kib()?;
         for n in 0..CYCLES {
             cycle(host, &guest, &image, n)?;
         }
         host.step(format!("{CYCLES} cycles; the back end held {before:?}"));
         // Who looks at the sizes of images ends a while after the last one has gone.
         let deadline = Instant::now() + SEEN;
-        while Held::by(pid)? != before && Instant::now() < deadline {
+        while held()? != before && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(100));
         }
-        demand_eq!(Held::by(pid)?, before, "what the back end holds");
-        let now = [resident_kib(pid)?, guest_kib(&guest)?];
+        demand_eq!(held()?, before, "what broker and worker hold");
+        let now = kib()?;
         host.step(format!(
-            "KiB of back end and guest: {memory:?}, now {now:?}"
+            "KiB of broker, worker and guest: {memory:?}, now {now:?}"
         ));
         for (before, now) in memory.iter().zip(now) {
             demand!(
