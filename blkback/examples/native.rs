@@ -195,7 +195,11 @@ impl Load {
         pages: &[Lease<G>],
         table: &Lease<G>,
     ) -> blkif::Request {
-        let operation = if self.write { blkif::OP_WRITE } else { blkif::OP_READ };
+        let operation = if self.write {
+            blkif::OP_WRITE
+        } else {
+            blkif::OP_READ
+        };
         let sectors = (self.size.min(PAGE_SIZE) / 512 - 1) as u8;
         let segment = |page: &Lease<G>| blkif::Segment {
             gref: page.gref(),
@@ -246,7 +250,13 @@ fn serve(
     let journal = Arc::new(Buffer::new(link.journal_size()));
     let log = Arc::new(|line: &str| eprintln!("{line}"));
     let mut served = link
-        .serve(journal, Box::new(engine), DataMove::Persistent, storage, log)
+        .serve(
+            journal,
+            Box::new(engine),
+            DataMove::Persistent,
+            storage,
+            log,
+        )
         .expect("serve");
     let mut woken = Woken {
         event: true,

@@ -17,7 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use blkback::{
-    Connect, Datapath, Disk, Format, Identity, OpenImage, OtherFiles, Policy, Storage, identity, open_disk,
+    Connect, Datapath, Disk, Format, Identity, OpenImage, OtherFiles, Policy, Storage, identity,
+    open_disk,
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::RecvFlags;

@@ -89,7 +89,11 @@ fn memory_is_bounded_and_does_not_grow() {
             before >> 10,
             (rest - before) >> 10
         );
-        assert!(most - before < LIMIT, "{data_move:?}: {} bytes", most - before);
+        assert!(
+            most - before < LIMIT,
+            "{data_move:?}: {} bytes",
+            most - before
+        );
         // The longer attack takes no more: nothing is kept from round to round. The log of the test is.
         attack(&mut host, &guest, &mut fronts, 4);
         let later = MOST.load(Ordering::Relaxed);
@@ -100,7 +104,10 @@ fn memory_is_bounded_and_does_not_grow() {
             later - before
         );
         let after = NOW.load(Ordering::Relaxed);
-        assert!(after < rest + (256 << 10), "{data_move:?}: {rest} then {after}");
+        assert!(
+            after < rest + (256 << 10),
+            "{data_move:?}: {rest} then {after}"
+        );
         drop(fronts);
     }
 }

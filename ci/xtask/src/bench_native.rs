@@ -42,7 +42,10 @@ pub fn run(args: &NativeArgs) -> Result<i32> {
     let fio = packages::fio(&paths::lab_dir()?)?;
     let ours = build()?;
     let file = Image::new(&args.folder)?;
-    println!("{:20} {:>12} {:>12} {:>7}  requests/s", "case", "blkback", "fio", "ratio");
+    println!(
+        "{:20} {:>12} {:>12} {:>7}  requests/s",
+        "case", "blkback", "fio", "ratio"
+    );
     for (case, op, size, depth) in CASES {
         let mut samples = [Vec::new(), Vec::new()];
         for _ in 0..args.runs {
@@ -79,7 +82,15 @@ impl Drop for Image {
 
 fn build() -> Result<PathBuf> {
     let workspace = paths::workspace();
-    let words = ["build", "--release", "-p", "blkback", "--example", "native", "--quiet"];
+    let words = [
+        "build",
+        "--release",
+        "-p",
+        "blkback",
+        "--example",
+        "native",
+        "--quiet",
+    ];
     let done = ui::slow("building blkback", || {
         Command::new("cargo")
             .args(words)
@@ -93,15 +104,31 @@ fn build() -> Result<PathBuf> {
     Ok(workspace.join("target/release/examples/native"))
 }
 
-fn our_rate(program: &Path, file: &Path, op: &str, size: u32, depth: u32, seconds: u32) -> Result<f64> {
+fn our_rate(
+    program: &Path,
+    file: &Path,
+    op: &str,
+    size: u32,
+    depth: u32,
+    seconds: u32,
+) -> Result<f64> {
     let mut command = Command::new(program);
     command.arg(file).arg(op);
     command.args([size, depth, seconds].map(|number| number.to_string()));
     let text = output(command, "the load on blkback")?;
-    text.trim().parse().context(|| format!("the load on blkback said {text:?}"))
+    text.trim()
+        .parse()
+        .context(|| format!("the load on blkback said {text:?}"))
 }
 
-fn fio_rate(root: &Path, file: &Path, op: &str, size: u32, depth: u32, seconds: u32) -> Result<f64> {
+fn fio_rate(
+    root: &Path,
+    file: &Path,
+    op: &str,
+    size: u32,
+    depth: u32,
+    seconds: u32,
+) -> Result<f64> {
     let libraries = ["lib", "usr/lib"].map(|dir| {
         let dir = root.join(dir);
         format!("{0}:{0}/x86_64-linux-gnu", dir.display())
@@ -127,7 +154,8 @@ fn fio_rate(root: &Path, file: &Path, op: &str, size: u32, depth: u32, seconds: 
     let json: serde_json::Value =
         serde_json::from_str(&text).context(|| format!("fio said {text:?}"))?;
     let rate = &json["jobs"][0][op]["iops"];
-    rate.as_f64().ok_or_else(|| Error(format!("fio told no rate: {rate}")))
+    rate.as_f64()
+        .ok_or_else(|| Error(format!("fio told no rate: {rate}")))
 }
 
 fn output(mut command: Command, what: &str) -> Result<String> {
