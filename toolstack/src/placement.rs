@@ -1,6 +1,6 @@
 //! Puts a new guest where its configuration wants it: cpupool, affinity, share of the CPUs, clock.
 
-use xen_hal::{CpuPool, Placement, Share, Store};
+use xen_hal::{CpuPool, Placement, Share, Store, Timed};
 use xen_sys::{DomId, VcpuId};
 
 use crate::config::{CpuSet, DomainConfig};
@@ -93,7 +93,9 @@ pub fn apply<C: Placement>(control: &C, dom: DomId, config: &DomainConfig) -> Re
                 })?;
         }
     }
-    if placement.weight.is_some() || placement.cap.is_some() {
+    let timed = placement.period_us.or(placement.budget_us).is_some();
+    let weighted = placement.weight.or(placement.cap).is_some();
+    if weighted || timed || placement.extra_time.is_some() {
         share(control, dom, config)?;
     }
     if config.tsc_mode != 0 {
@@ -130,11 +132,19 @@ fn share<C: Placement>(control: &C, dom: DomId, config: &DomainConfig) -> Result
     let scheduler = scheduler.map(|pool| pool.scheduler).ok_or_else(|| {
         Error::new(step, &config.name, "its cpupool is gone").hint("create it again")
     })?;
+    let placement = &config.placement;
     let wanted = match control.share(dom, scheduler).map_err(failed())? {
         Share::Weighted { weight, cap } => Share::Weighted {
-            weight: config.placement.weight.unwrap_or(weight),
-            cap: config.placement.cap.unwrap_or(cap),
+            weight: placement.weight.unwrap_or(weight),
+            cap: placement.cap.unwrap_or(cap),
         },
+        Share::Timed(now) if placement.weight.is_none() && placement.cap.is_none() => {
+            Share::Timed(Timed {
+                period_us: placement.period_us.unwrap_or(now.period_us),
+                budget_us: placement.budget_us.unwrap_or(now.budget_us),
+                extra_time: placement.extra_time.unwrap_or(now.extra_time),
+            })
+        }
         Share::Timed(_) => {
             let cause = format!("{scheduler} knows neither cpu_weight nor cap");
             return Err(Error::new(step, &config.name, cause)

@@ -136,7 +136,7 @@ pub fn libxl_json(config: &DomainConfig, id: &[u8; 16], nics: &[Nic]) -> Value {
             b_info.insert(key.into(), json!(lists));
         }
     }
-    if !placement.soft.is_empty() {
+    if placement.by_hand {
         b_info.insert("numa_placement".into(), json!("False"));
     }
     if let Some(mode) = [None, Some("always_emulate"), Some("native")]
@@ -148,6 +148,19 @@ pub fn libxl_json(config: &DomainConfig, id: &[u8; 16], nics: &[Nic]) -> Value {
     }
     b_info.insert("max_memkb".into(), json!(config.max_memory_kib));
     b_info.insert("target_memkb".into(), json!(config.memory_kib));
+    for (key, frames) in [
+        ("max_grant_frames", config.max_grant_frames),
+        ("max_maptrack_frames", config.max_maptrack_frames),
+        // What is xl's default too is left out.
+        (
+            "max_grant_version",
+            Some(config.max_grant_version.into()).filter(|v| *v != 2),
+        ),
+    ] {
+        if let Some(frames) = frames {
+            b_info.insert(key.into(), json!(frames));
+        }
+    }
     if config.time_offset_s != 0 {
         b_info.insert("rtc_timeoffset".into(), json!(config.time_offset_s));
     }
@@ -161,8 +174,20 @@ pub fn libxl_json(config: &DomainConfig, id: &[u8; 16], nics: &[Nic]) -> Value {
     if let Some(cap) = placement.cap {
         share.insert("cap".into(), json!(cap));
     }
+    for (key, value) in [
+        ("period", placement.period_us),
+        ("budget", placement.budget_us),
+        ("extratime", placement.extra_time.map(u32::from)),
+    ] {
+        if let Some(value) = value {
+            share.insert(key.into(), json!(value));
+        }
+    }
     b_info.insert("sched_params".into(), Value::Object(share));
     b_info.insert("claim_mode".into(), json!("True"));
+    if config.max_event_channels != 1023 {
+        b_info.insert("event_channels".into(), json!(config.max_event_channels));
+    }
     b_info.insert("kernel".into(), json!(config.kernel));
     if !config.cmdline.is_empty() {
         b_info.insert("cmdline".into(), json!(config.cmdline));
@@ -207,39 +232,69 @@ pub fn libxl_json(config: &DomainConfig, id: &[u8; 16], nics: &[Nic]) -> Value {
         ("on_soft_reset", events.on_soft_reset, Action::Destroy),
     ] {
         if action != default {
-            out.insert(key.into(), json!(action.name().replace('-', "_")));
+            out.insert(key.into(), json!(action.libxl_name()));
         }
     }
     Value::Object(out)
 }
 
+/// libxl's word for a choice that was made.
+fn defbool(on: bool) -> Value {
+    json!(if on { "True" } else { "False" })
+}
+
 /// libxl's JSON of a disk.
 pub fn disk_json(disk: &DiskConfig) -> Value {
     let mut out = Map::new();
-    out.insert("pdev_path".into(), json!(disk.target));
-    out.insert("vdev".into(), json!(disk.vdev));
-    out.insert("format".into(), json!(disk.format.libxl_name()));
-    if disk.writable {
-        out.insert("readwrite".into(), json!(1));
-    }
+    let mut put = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            out.insert(key.into(), value);
+        }
+    };
+    let text = |text: &Option<String>| text.as_ref().map(|text| json!(text));
+    let one = |on: bool| on.then(|| json!(1));
+    put("backend_domname", text(&disk.backend));
+    put("pdev_path", Some(json!(disk.target)));
+    put("vdev", Some(json!(disk.vdev)));
+    put("backend", text(&disk.backend_type));
+    put("format", Some(json!(disk.format.libxl_name())));
+    put("script", text(&disk.script));
+    put("removable", one(disk.cdrom));
+    put("readwrite", one(disk.writable));
+    put("is_cdrom", one(disk.cdrom));
+    put("direct_io_safe", disk.direct_io_safe.then(|| json!(true)));
+    put("discard_enable", disk.discard.map(defbool));
+    put("trusted", disk.trusted.map(defbool));
     Value::Object(out)
 }
 
 /// libxl's JSON of a network card.
 pub fn nic_json(nic: &Nic) -> Value {
+    let config = &nic.config;
     let mut out = Map::new();
-    out.insert("devid".into(), json!(nic.devid));
-    if let Some(mtu) = nic.config.mtu {
-        out.insert("mtu".into(), json!(mtu));
+    let mut put = |key: &str, value: Option<Value>| {
+        if let Some(value) = value {
+            out.insert(key.into(), value);
+        }
+    };
+    let text = |text: &Option<String>| text.as_ref().map(|text| json!(text));
+    put("backend_domname", text(&config.backend));
+    put("devid", Some(json!(nic.devid)));
+    put("mtu", config.mtu.map(|mtu| json!(mtu)));
+    put("mac", Some(json!(nic.mac_text())));
+    put("ip", text(&config.ip));
+    put("bridge", Some(json!(nic.bridge)));
+    put("ifname", text(&config.vifname));
+    put("script", text(&config.script));
+    if let Some(rate) = config.rate {
+        put(
+            "rate_bytes_per_interval",
+            Some(json!(rate.bytes_per_interval)),
+        );
+        put("rate_interval_usecs", Some(json!(rate.interval_us)));
     }
-    out.insert("mac".into(), json!(nic.mac_text()));
-    if let Some(ip) = &nic.config.ip {
-        out.insert("ip".into(), json!(ip));
-    }
-    out.insert("bridge".into(), json!(nic.bridge));
-    if let Some(name) = &nic.config.vifname {
-        out.insert("ifname".into(), json!(name));
-    }
+    put("gatewaydev", text(&config.gateway_device));
+    put("trusted", config.trusted.map(defbool));
     Value::Object(out)
 }
 

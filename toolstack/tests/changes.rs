@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use common::{FakeStore, FakeXen, Faults, kernel_file};
-use xen_hal::{CpuMap, DomainControl, DomainInfo, Share, Store};
+use xen_hal::{CpuMap, DomainControl, DomainInfo, Share, Store, Timed};
 use xen_sys::DomId;
 use xlrs::attach::{Unwilling, attach_disk, clear_unfinished, detach};
 use xlrs::config::{DiskConfig, Source, load};
@@ -110,6 +110,15 @@ fn a_guest_runs_where_its_configuration_wants_it() {
     };
     assert_eq!(domain.share, Some(share));
     assert_eq!(domain.map_kib, Some(32 << 10), "its kernel knows of maxmem");
+    destroy(&world.xen, &world.store, info.dom).unwrap();
+    // Under RTDS it has times; what is not said stays as the scheduler has it.
+    let info = world.create("timed", "pool='2'\nperiod=20000\nextratime=0");
+    let share = Share::Timed(Timed {
+        period_us: 20_000,
+        budget_us: 4_000,
+        extra_time: false,
+    });
+    assert_eq!(world.xen.domain(info.dom).share, Some(share));
     destroy(&world.xen, &world.store, info.dom).unwrap();
     // Nothing is asked of the hypervisor where nothing is wanted.
     let info = world.create("free", "maxmem=16");

@@ -204,7 +204,7 @@ fn wanted(host: &Host, sources: &[Source], file: Option<&PathBuf>) -> Result<Wan
     let free = free.map_err(Error::hal("ask for the free CPUs", ""))?;
     let numbers = |list: &[xlrs::config::Value]| {
         let number = |value: &xlrs::config::Value| match &value.kind {
-            ValueKind::Number(number) => u32::try_from(*number).ok(),
+            ValueKind::Number(number, _) => u32::try_from(*number).ok(),
             ValueKind::Text(text) => text.trim().parse().ok(),
             ValueKind::List(_) => None,
         };
@@ -231,7 +231,7 @@ fn wanted(host: &Host, sources: &[Source], file: Option<&PathBuf>) -> Result<Wan
                 .into_iter()
                 .collect(),
             Some(ValueKind::Text(text)) => host.cpus(text)?,
-            Some(ValueKind::Number(number)) => u32::try_from(*number).into_iter().collect(),
+            Some(ValueKind::Number(number, _)) => u32::try_from(*number).into_iter().collect(),
             None => CpuMap::new(),
         };
         if let Some(cpu) = cpus.iter().find(|cpu| !free.contains(*cpu)) {

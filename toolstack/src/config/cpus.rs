@@ -25,9 +25,10 @@ impl CpuSet {
     pub fn parse(text: &str) -> Result<CpuSet, String> {
         let parts = text.split(',').filter(|part| !part.is_empty());
         let items = parts.map(parse_item).collect::<Result<Vec<_>, _>>()?;
-        match items.is_empty() {
+        let set = CpuSet(items);
+        match set.plain().is_some_and(|cpus| cpus.is_empty()) {
             true => Err("it names no CPU".into()),
-            false => Ok(CpuSet(items)),
+            false => Ok(set),
         }
     }
 
@@ -77,6 +78,7 @@ fn put(map: &mut CpuMap, cpu: u32, out: bool) {
 }
 
 fn parse_item(part: &str) -> Result<Item, String> {
+    let part = part.trim_start();
     let (out, rest) = match part.strip_prefix('^') {
         Some(rest) => (true, rest),
         None => (false, part),
@@ -134,6 +136,7 @@ mod tests {
             ("all,^0", "1-5"),
             ("0,,1,", "0-1"),
             ("node:7", "none"),
+            ("3, 1", "1,3"),
         ] {
             let set = CpuSet::parse(text).unwrap();
             assert_eq!(set.resolve(&host).shown(6), shown, "{text}");
@@ -147,6 +150,8 @@ mod tests {
             "",
             ",",
             "^all",
+            "^0",
+            "0-1,^0-3",
             "^nodes:all",
             "x",
             "1-",

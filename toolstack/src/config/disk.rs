@@ -104,6 +104,12 @@ pub struct DiskConfig {
     pub script: Option<String>,
     /// `backend=`, if given and not dom0.
     pub backend: Option<String>,
+    /// The host's page cache is passed by: `direct-io-safe`.
+    #[serde(default)]
+    pub direct_io_safe: bool,
+    /// Whether the guest may trust the back end with its memory; it may, if nothing is said.
+    #[serde(default)]
+    pub trusted: Option<bool>,
 }
 
 /// What has been read of a disk so far.
@@ -113,11 +119,14 @@ struct Draft {
     format: Option<DiskFormat>,
     vdev: Option<String>,
     access: Option<bool>,
+    access_placed: bool,
     cdrom: bool,
     discard: Option<bool>,
     backend_type: Option<String>,
     script: Option<String>,
     backend: Option<String>,
+    direct_io_safe: bool,
+    trusted: Option<bool>,
     old_prefix: bool,
 }
 
@@ -131,7 +140,8 @@ impl DiskConfig {
         let mut rest = text.trim();
         while !rest.is_empty() {
             if let Some(target) = rest.strip_prefix("target=") {
-                draft.target = Some(target.to_string());
+                let target = target.strip_suffix(',').unwrap_or(target);
+                set_once(&mut draft.target, target, "target")?;
                 break;
             }
             let (item, tail) = rest.split_once(',').unwrap_or((rest, ""));
@@ -148,6 +158,20 @@ fn complain<T>(message: impl Into<String>) -> Result<T, Complaint> {
     Err((message.into(), None))
 }
 
+/// Sets what may be set once; an empty text counts as not set.
+fn set_once(to: &mut Option<String>, value: &str, what: &str) -> Result<(), Complaint> {
+    if to.as_ref().is_some_and(|old| !old.is_empty()) {
+        return complain(format!("{what} is given twice"));
+    }
+    *to = Some(value.to_string());
+    Ok(())
+}
+
+fn is_word(text: &str) -> bool {
+    let letters = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    text.starts_with(|c: char| c.is_ascii_lowercase()) && text.bytes().all(letters)
+}
+
 impl Draft {
     fn take(&mut self, item: &str) -> Result<(), Complaint> {
         if let Some((key, value)) = item.split_once('=')
@@ -159,7 +183,9 @@ impl Draft {
             "cdrom" => self.cdrom = true,
             "discard" => self.discard = Some(true),
             "no-discard" => self.discard = Some(false),
-            "direct-io-safe" | "trusted" | "untrusted" => {}
+            "direct-io-safe" => self.direct_io_safe = true,
+            "trusted" => self.trusted = Some(true),
+            "untrusted" => self.trusted = Some(false),
             _ => return self.positional(item),
         }
         Ok(())
@@ -168,18 +194,19 @@ impl Draft {
     fn keyed(&mut self, key: &str, value: &str) -> Result<(), Complaint> {
         match key {
             "format" => self.set_format(value)?,
-            "vdev" => self.vdev = Some(value.to_string()),
+            "vdev" => set_once(&mut self.vdev, value, "vdev")?,
             "access" => self.set_access(value)?,
-            "backend" => {
-                self.backend = Some(value.to_string()).filter(|v| v != "0" && v != "Domain-0")
-            }
+            "backend" => set_once(&mut self.backend, value, "backend")?,
             "backendtype" => {
                 if !["phy", "tap", "qdisk", "standalone"].contains(&value) {
                     return complain(format!("unknown backendtype `{value}`"));
                 }
-                self.backend_type = Some(value.to_string());
+                match self.backend_type.replace(value.to_string()) {
+                    Some(old) if old != value => return complain("backendtype is given twice"),
+                    _ => {}
+                }
             }
-            "script" => self.script = Some(value.to_string()),
+            "script" => set_once(&mut self.script, value, "script")?,
             "devtype" => match value {
                 "cdrom" => self.cdrom = true,
                 "disk" => self.cdrom = false,
@@ -212,33 +239,51 @@ impl Draft {
             return self.set_format(item);
         }
         if self.vdev.is_none() {
-            let name = match item.split_once(':') {
-                Some((name, "cdrom")) => {
-                    self.cdrom = true;
-                    name
-                }
-                Some((name, "disk")) => name,
-                _ => item,
-            };
-            self.vdev = Some(name.to_string());
-            return Ok(());
+            return self.set_name(item);
         }
-        if self.access.is_none() {
-            return self.set_access(item);
+        if !self.access_placed {
+            self.access_placed = true;
+            return match item {
+                "" => self.set_access("w"),
+                _ => self.set_access(item),
+            };
         }
         complain(format!("too many parameters at `{item}`"))
     }
 
+    /// The name at its place, where `:cdrom` or `:disk` may be behind it.
+    fn set_name(&mut self, item: &str) -> Result<(), Complaint> {
+        let name = match item.split_once(':') {
+            Some((name, "cdrom")) => {
+                self.cdrom = true;
+                name
+            }
+            Some((name, "disk")) => {
+                self.cdrom = false;
+                name
+            }
+            _ => item,
+        };
+        set_once(&mut self.vdev, name, "vdev")
+    }
+
+    /// The target at its place, with the prefixes that xend knew.
     fn set_target(&mut self, mut item: &str) -> Result<(), Complaint> {
-        loop {
-            let formats = ["raw", "qcow", "qcow2", "vhd", "vmdk"];
-            let Some((prefix, rest)) = item.split_once(':') else {
-                break;
-            };
+        while let Some((prefix, rest)) = item.split_once(':') {
             match prefix {
-                prefix if formats.contains(&prefix) => self.format = DiskFormat::parse(prefix),
+                "raw" | "qcow" | "qcow2" | "vhd" | "vmdk" => self.set_format(prefix)?,
                 "tapdisk" | "tap" | "tap2" | "aio" | "ioemu" | "file" | "phy" => {}
-                "iscsi" | "nbd" | "drbd" => self.script = Some(format!("block-{prefix}")),
+                "iscsi" | "nbd" | "drbd" => {
+                    set_once(&mut self.script, &format!("block-{prefix}"), "script")?;
+                }
+                _ if is_word(prefix)
+                    && !rest
+                        .starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit()) =>
+                {
+                    let message = format!("unknown prefix `{prefix}:`");
+                    let hint = "a path with a colon goes last, behind target=";
+                    return Err((message, Some(hint.into())));
+                }
                 _ => break,
             }
             self.old_prefix = true;
@@ -250,10 +295,10 @@ impl Draft {
 
     fn set_format(&mut self, value: &str) -> Result<(), Complaint> {
         match DiskFormat::parse(value) {
-            Some(format) => {
-                self.format = Some(format);
-                Ok(())
-            }
+            Some(format) => match self.format.replace(format) {
+                Some(old) if old != format => complain("format is given twice"),
+                _ => Ok(()),
+            },
             None => Err((
                 format!("unknown disk format `{value}`"),
                 Some(match value {
@@ -316,7 +361,9 @@ impl Draft {
             discard: self.discard,
             backend_type: self.backend_type,
             script: self.script,
-            backend: self.backend,
+            backend: self.backend.filter(|v| v != "0" && v != "Domain-0"),
+            direct_io_safe: self.direct_io_safe,
+            trusted: self.trusted,
         })
     }
 }
@@ -361,6 +408,13 @@ mod tests {
             ),
             ("vdev=xvda,target=/x", "/x", DiskFormat::Raw, "xvda", true),
             ("/x,raw,hdc:cdrom,r", "/x", DiskFormat::Raw, "hdc", false),
+            (
+                "nbd:host:1,xvda,r",
+                "host:1",
+                DiskFormat::Raw,
+                "xvda",
+                false,
+            ),
             ("/x,raw,hdc,cdrom", "/x", DiskFormat::Raw, "hdc", false),
             (
                 "/dev/a=b,raw,xvda",
@@ -391,6 +445,9 @@ mod tests {
             ("/a.img,raw,xvda,x", "unknown access"),
             ("/a.img,raw,xvda,w,more", "too many parameters"),
             ("vdev=xvda", "no target"),
+            ("http://x/y,raw,xvda", "unknown prefix `http:`"),
+            ("/a,raw,xvda,vdev=xvdb", "vdev is given twice"),
+            ("/a,raw,xvda,w,target=/b", "target is given twice"),
             (
                 "formt=raw,vdev=xvda,target=/x",
                 "unknown disk parameter `formt`",

@@ -80,6 +80,18 @@ pub struct Placement {
     pub weight: Option<u16>,
     /// The most that it may have, in per cent of one CPU.
     pub cap: Option<u16>,
+    /// Under RTDS: the period of its vCPUs, in µs. Other schedulers have none, and it is passed over.
+    #[serde(default)]
+    pub period_us: Option<u32>,
+    /// Under RTDS: how much a vCPU may run in each period, in µs. xl has no key for it.
+    #[serde(default)]
+    pub budget_us: Option<u32>,
+    /// Under RTDS: its vCPUs may have what others leave.
+    #[serde(default)]
+    pub extra_time: Option<bool>,
+    /// The CPUs were chosen one vCPU at a time: libxl keeps its hands off then.
+    #[serde(default)]
+    pub by_hand: bool,
 }
 
 /// What is done when a guest ends by itself.
@@ -135,9 +147,17 @@ impl Action {
             .map_or("", |(name, _)| name)
     }
 
+    /// The word in libxl's JSON.
+    pub fn libxl_name(self) -> String {
+        match self {
+            Action::RenameRestart => "restart_rename".into(),
+            other => other.name().replace('-', "_"),
+        }
+    }
+
     /// The action with this word.
     pub fn parse(word: &str) -> Option<Action> {
-        // xl takes both - and _ here.
+        // xl takes - alone; _ is what libxl's JSON has.
         let word = word.replace('_', "-");
         Self::ALL
             .iter()
@@ -238,6 +258,14 @@ pub(crate) fn check(entries: &[Entry], cx: &mut Context<'_>) -> Option<DomainCon
             soft: get.cpus("cpus_soft", max_vcpus),
             weight: get.number("cpu_weight", 1, 65_535).map(|n| n as u16),
             cap: get.number("cap", 0, 65_534).map(|n| n as u16),
+            period_us: get
+                .number("period", 1, i64::from(u32::MAX))
+                .map(|n| n as u32),
+            budget_us: get
+                .number("budget", 1, i64::from(u32::MAX))
+                .map(|n| n as u32),
+            extra_time: get.number("extratime", 0, 1).map(|n| n == 1),
+            by_hand: get.is_list("cpus") || get.entry("cpus_soft").is_some(),
         },
         tsc_mode: get.tsc_mode(),
         time_offset_s: get.number("rtc_timeoffset", 0, MAX_OFFSET_S).unwrap_or(0),
@@ -260,7 +288,7 @@ fn check_key(entry: &Entry, cx: &mut Context<'_>) {
             let unset = match &entry.value.kind {
                 ValueKind::List(list) => list.is_empty(),
                 ValueKind::Text(text) => text.is_empty(),
-                ValueKind::Number(_) => false,
+                ValueKind::Number(..) => false,
             };
             if !unset {
                 cx.error(entry.span, format!("`{key}`: {why}"), None);

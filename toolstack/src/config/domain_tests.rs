@@ -121,8 +121,8 @@ fn mistakes_name_line_column_and_remedy() {
         ("name='a/b'\nkernel='/k'", "holds `/`"),
         ("name='12'\nkernel='/k'", "digits only"),
         (
-            "name=5\nkernel='/k'",
-            "`name` must be a string, not a number",
+            "name=['x']\nkernel='/k'",
+            "`name` must be a string, not a list",
         ),
         (
             "name='x'\nkernel='/k'\ncpus='0-'",

@@ -28,6 +28,11 @@ impl<'a> Getter<'a, '_, '_> {
         self.entries.iter().find(|entry| entry.key == key)
     }
 
+    pub(super) fn is_list(&self, key: &str) -> bool {
+        self.entry(key)
+            .is_some_and(|entry| matches!(entry.value.kind, ValueKind::List(_)))
+    }
+
     fn wrong(&mut self, value: &Value, key: &str, wanted: &str) {
         let message = format!("`{key}` must be {wanted}, not {}", value.kind.describe());
         self.cx.error(value.span, message, None);
@@ -36,8 +41,9 @@ impl<'a> Getter<'a, '_, '_> {
     pub(super) fn text(&mut self, key: &str) -> Option<&'a str> {
         let value = &self.entry(key)?.value;
         match &value.kind {
-            ValueKind::Text(text) => Some(text),
-            _ => {
+            // xl's values have no types: a number is the text that stands there.
+            ValueKind::Text(text) | ValueKind::Number(_, text) => Some(text),
+            ValueKind::List(_) => {
                 self.wrong(value, key, "a string");
                 None
             }
@@ -48,7 +54,7 @@ impl<'a> Getter<'a, '_, '_> {
     pub(super) fn number(&mut self, key: &str, min: i64, max: i64) -> Option<i64> {
         let value = &self.entry(key)?.value;
         let number = match &value.kind {
-            ValueKind::Number(number) => *number,
+            ValueKind::Number(number, _) => *number,
             ValueKind::Text(text) => match lex::number(text.trim()) {
                 Some(number) => number,
                 None => {
@@ -75,7 +81,7 @@ impl<'a> Getter<'a, '_, '_> {
     pub(super) fn memory(&mut self, key: &str) -> Option<u64> {
         let value = &self.entry(key)?.value;
         let kib = match &value.kind {
-            ValueKind::Number(mib) => u64::try_from(*mib).ok().and_then(|m| m.checked_mul(1024)),
+            ValueKind::Number(mib, _) => u64::try_from(*mib).ok().and_then(|m| m.checked_mul(1024)),
             ValueKind::Text(text) => match size_kib(text.trim()) {
                 Some(kib) => Some(kib),
                 None => {
@@ -226,7 +232,7 @@ impl<'a> Getter<'a, '_, '_> {
         let mut read = |value: &Value| {
             let parsed = match &value.kind {
                 ValueKind::Text(text) => CpuSet::parse(text.trim()),
-                ValueKind::Number(number) => match u32::try_from(*number) {
+                ValueKind::Number(number, _) => match u32::try_from(*number) {
                     Ok(number) => Ok(CpuSet::one(number)),
                     Err(_) => Err("it is no CPU's number".into()),
                 },
@@ -296,8 +302,10 @@ impl<'a> Getter<'a, '_, '_> {
         let mut out = Vec::new();
         for item in items {
             match &item.kind {
-                ValueKind::Text(text) => out.push((text.as_str(), item.span)),
-                _ => self.wrong(item, key, "a list of strings"),
+                ValueKind::Text(text) | ValueKind::Number(_, text) => {
+                    out.push((text.as_str(), item.span));
+                }
+                ValueKind::List(_) => self.wrong(item, key, "a list of strings"),
             }
         }
         out

@@ -13,8 +13,8 @@ pub enum Token {
     Word(String),
     /// A quoted string, its escapes resolved.
     Text(String),
-    /// A number.
-    Number(i64),
+    /// A number: its value, and how it is written.
+    Number(i64, String),
     /// `=`
     Set,
     /// `+=`
@@ -37,7 +37,7 @@ impl Token {
         match self {
             Token::Word(word) => format!("`{word}`"),
             Token::Text(_) => "a string".into(),
-            Token::Number(_) => "a number".into(),
+            Token::Number(..) => "a number".into(),
             Token::Set => "`=`".into(),
             Token::Append => "`+=`".into(),
             Token::Open => "`[`".into(),
@@ -152,12 +152,11 @@ impl Lexer<'_> {
                 '0'..='9' => {
                     let digits =
                         self.take_while(c, |c| c.is_ascii_digit() || matches!(c, 'a'..='f' | 'x'));
-                    span.len = digits.len();
-                    let value = number(&digits).ok_or_else(|| {
-                        self.error(span, format!("`{digits}` is no number"))
-                            .help("write it in decimal, or in hexadecimal with 0x")
-                    })?;
-                    Token::Number(value)
+                    // xl takes 09 and 9ab as texts without quotes, and complains where a number is asked for.
+                    match number(&digits) {
+                        Some(value) => Token::Number(value, digits),
+                        None => Token::Text(digits),
+                    }
                 }
                 other => return Err(self.unexpected(other, span)),
             };
@@ -279,10 +278,10 @@ mod tests {
                 Open,
                 Text("x".into()),
                 Comma,
-                Number(31),
+                Number(31, "0x1f".into()),
                 Comma,
                 Newline,
-                Number(8),
+                Number(8, "010".into()),
                 Close,
                 Semicolon,
                 Newline,
@@ -292,6 +291,9 @@ mod tests {
             ]
         );
         assert_eq!(lex("# last line").unwrap(), vec![]);
+        for odd in ["09", "9ab", "99999999999999999999"] {
+            assert_eq!(lex(odd).unwrap(), vec![Text(odd.into())]);
+        }
     }
 
     #[test]
@@ -302,8 +304,6 @@ mod tests {
             ("x = 'a\\x41'", "t:1:7: error: unknown escape"),
             ("\n  $", "t:2:3: error: unexpected character '$'"),
             ("Name='x'", "lower case: `name`"),
-            ("x = 09", "t:1:5: error: `09` is no number"),
-            ("x = 99999999999999999999", "no number"),
             ("x = \\\n1", "cannot be continued"),
         ] {
             let error = lex(text).unwrap_err();

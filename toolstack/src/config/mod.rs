@@ -52,11 +52,11 @@ impl fmt::Display for ConfigErrors {
 
 impl std::error::Error for ConfigErrors {}
 
-/// Reads configuration texts, later ones after earlier ones, into a checked configuration and warnings.
+/// Reads configuration texts, later ones after earlier ones, into keys and values that nothing is known of.
 ///
 /// # Errors
-/// All errors that were found, with the warnings among them.
-pub fn load(sources: &[Source]) -> Result<(DomainConfig, Vec<Diagnostic>), ConfigErrors> {
+/// All errors that were found.
+pub fn entries(sources: &[Source]) -> Result<Vec<Entry>, ConfigErrors> {
     let mut entries = Vec::new();
     let mut diagnostics = Vec::new();
     for (index, source) in sources.iter().enumerate() {
@@ -65,12 +65,21 @@ pub fn load(sources: &[Source]) -> Result<(DomainConfig, Vec<Diagnostic>), Confi
             Err(diagnostic) => diagnostics.push(diagnostic),
         }
     }
-    if diagnostics.iter().any(Diagnostic::is_error) {
-        return Err(ConfigErrors(diagnostics));
+    match diagnostics.is_empty() {
+        true => Ok(entries),
+        false => Err(ConfigErrors(diagnostics)),
     }
+}
+
+/// Reads configuration texts, later ones after earlier ones, into a checked configuration and warnings.
+///
+/// # Errors
+/// All errors that were found, with the warnings among them.
+pub fn load(sources: &[Source]) -> Result<(DomainConfig, Vec<Diagnostic>), ConfigErrors> {
+    let entries = entries(sources)?;
     let mut context = domain::Context {
         sources,
-        diagnostics,
+        diagnostics: Vec::new(),
     };
     let config = domain::check(&entries, &mut context);
     match config {

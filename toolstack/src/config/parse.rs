@@ -34,8 +34,8 @@ pub struct Value {
 pub enum ValueKind {
     /// A quoted string.
     Text(String),
-    /// A number.
-    Number(i64),
+    /// A number: its value, and how it is written.
+    Number(i64, String),
     /// A list.
     List(Vec<Value>),
 }
@@ -45,7 +45,7 @@ impl ValueKind {
     pub fn describe(&self) -> &'static str {
         match self {
             ValueKind::Text(_) => "a string",
-            ValueKind::Number(_) => "a number",
+            ValueKind::Number(..) => "a number",
             ValueKind::List(_) => "a list",
         }
     }
@@ -164,7 +164,9 @@ impl Parser<'_> {
         let next = self.next();
         let (kind, span) = match next {
             Some((Token::Text(text), span)) => (ValueKind::Text(text), span),
-            Some((Token::Number(number), span)) => (ValueKind::Number(number), span),
+            Some((Token::Number(value, written), span)) => {
+                (ValueKind::Number(value, written), span)
+            }
             Some((Token::Open, span)) if depth < MAX_DEPTH => {
                 (ValueKind::List(self.list(span, depth + 1)?), span)
             }
@@ -238,6 +240,12 @@ pub(crate) fn merge(
         match (&mut old.value.kind, entry.value.kind) {
             (ValueKind::Text(text), ValueKind::Text(more)) => text.push_str(&more),
             (ValueKind::List(list), ValueKind::List(more)) => list.extend(more),
+            (ValueKind::Text(text), ValueKind::Number(_, more)) => text.push_str(&more),
+            (kind @ ValueKind::Number(..), ValueKind::Text(more)) => {
+                if let ValueKind::Number(_, text) = kind {
+                    *kind = ValueKind::Text(format!("{text}{more}"));
+                }
+            }
             (was, is) => diagnostics.push(
                 Diagnostic::at(
                     Severity::Error,

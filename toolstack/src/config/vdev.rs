@@ -28,11 +28,8 @@ pub fn vdev_number(name: &str) -> Result<u32, VdevError> {
     if let Some(rest) = name.strip_prefix('d')
         && rest.starts_with(|c: char| c.is_ascii_digit())
     {
-        let (disk, part) = match rest.split_once('p') {
-            Some((disk, part)) => (digits(disk)?, digits(part)?),
-            None => (digits(rest)?, 0),
-        };
-        return xvd(disk, part);
+        let (disk, part) = rest.split_once('p').ok_or(VdevError)?;
+        return xvd(digits(disk)?, digits(part)?);
     }
     let (kind, rest) = ["xvd", "hd", "sd"]
         .iter()
@@ -41,7 +38,11 @@ pub fn vdev_number(name: &str) -> Result<u32, VdevError> {
     let letters = rest.bytes().take_while(u8::is_ascii_lowercase).count();
     let (letters, part) = rest.split_at(letters);
     let disk = disk_letters(letters)?;
-    let part = if part.is_empty() { 0 } else { digits(part)? };
+    let part = match part {
+        "" => 0,
+        "0" => return Err(VdevError),
+        _ => digits(part)?,
+    };
     match kind {
         "xvd" => xvd(disk, part),
         "hd" if disk < 4 && part < 64 => {
@@ -103,7 +104,9 @@ mod tests {
             ("sda1", Some(2049)),
             ("sdq", None),
             ("d0p1", Some(51713)),
-            ("d16", Some(1 << 28 | 16 << 8)),
+            ("d16p0", Some(1 << 28 | 16 << 8)),
+            ("d16", None),
+            ("xvda0", None),
             ("51712", Some(51712)),
             ("0xca00", Some(51712)),
             ("xvd", None),

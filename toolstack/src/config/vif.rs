@@ -28,6 +28,9 @@ pub struct NicConfig {
     pub rate: Option<RateLimit>,
     /// `backend=`, if given and not dom0.
     pub backend: Option<String>,
+    /// Whether the guest may trust the back end with its memory; it may, if nothing is said.
+    #[serde(default)]
+    pub trusted: Option<bool>,
 }
 
 /// A limit to what a guest may send.
@@ -52,7 +55,8 @@ impl NicConfig {
         for item in text.split(',').map(str::trim).filter(|i| !i.is_empty()) {
             match item.split_once('=') {
                 Some((key, value)) => nic.keyed(key.trim(), value.trim(), warnings)?,
-                None if item == "trusted" || item == "untrusted" => {}
+                None if item == "trusted" => nic.trusted = Some(true),
+                None if item == "untrusted" => nic.trusted = Some(false),
                 None => warnings.push((
                     format!("`{item}` is ignored"),
                     Some("a card is described by key=value, such as bridge=xenbr0".into()),
@@ -117,7 +121,6 @@ impl NicConfig {
                 })?);
             }
             "model" | "type" => {}
-            "trusted" | "untrusted" => {}
             _ => {
                 let known = [
                     "mac",
@@ -173,7 +176,7 @@ pub fn parse_mac(text: &str) -> Option<[u8; 6]> {
 }
 
 impl RateLimit {
-    /// Reads `N[GMK](b|B)/s[@N(ms|us|s)]`; the interval is 50 ms if none is given.
+    /// Reads `N[GMK](b|B)/s[@N[m|u][s]]`; the interval is 50 ms if none is given, and seconds without a unit.
     fn parse(text: &str) -> Option<RateLimit> {
         let (rate, interval) = match text.split_once('@') {
             Some((rate, interval)) => (rate, interval),
@@ -191,14 +194,20 @@ impl RateLimit {
             b'K' => (&rate[..rate.len() - 1], 1_000),
             _ => (rate, 1),
         };
-        let bytes_per_s = count.parse::<u64>().ok()?.checked_mul(factor)? / per_byte;
-        let units = [("ms", 1_000u64), ("us", 1), ("s", 1_000_000)];
-        let interval_us = units.iter().find_map(|(unit, us)| {
-            let count = interval.strip_suffix(unit)?.parse::<u64>().ok()?;
-            u32::try_from(count.checked_mul(*us)?).ok()
-        })?;
-        let bytes = u128::from(bytes_per_s) * u128::from(interval_us) / 1_000_000;
-        let bytes_per_interval = u64::try_from(bytes).ok()?;
+        let number = |digits: &str| {
+            let plain = digits.bytes().all(|b| b.is_ascii_digit());
+            digits.parse::<u64>().ok().filter(|_| plain)
+        };
+        let bytes_per_s = number(count)?.checked_mul(factor)? / per_byte;
+        let interval = interval.strip_suffix('s').unwrap_or(interval);
+        let (count, unit_us) = match (interval.strip_suffix('m'), interval.strip_suffix('u')) {
+            (Some(count), _) => (count, 1_000),
+            (None, Some(count)) => (count, 1),
+            (None, None) => (interval, 1_000_000),
+        };
+        let interval_us = number(count)?.checked_mul(unit_us)?;
+        let interval_us = u32::try_from(interval_us).ok()?;
+        let bytes_per_interval = bytes_per_s.checked_mul(interval_us.into())? / 1_000_000;
         (bytes_per_interval > 0).then_some(RateLimit {
             bytes_per_interval,
             interval_us,
@@ -259,6 +268,8 @@ mod tests {
             ("1MB/s@20ms", Some((20_000, 20_000))),
             ("250KB/s@1s", Some((250_000, 1_000_000))),
             ("1Gb/s@100us", Some((12_500, 100))),
+            ("1KB/s@2", Some((2_000, 2_000_000))),
+            ("1KB/s@20m", Some((20, 20_000))),
             ("1MB", None),
             ("MB/s", None),
             ("1MB/s@5000s", None),

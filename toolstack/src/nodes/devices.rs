@@ -30,7 +30,7 @@ pub fn disk(dom: DomId, disk: &DiskConfig, physical: Option<&PhysicalDevice>) ->
         (None, Some(_)) => "/bin/true".into(),
         (None, None) => "/etc/xen/scripts/block".into(),
     };
-    let pairs = vec![
+    let mut pairs = vec![
         ("frontend", front.clone()),
         (
             "params",
@@ -52,6 +52,9 @@ pub fn disk(dom: DomId, disk: &DiskConfig, physical: Option<&PhysicalDevice>) ->
         ),
         ("specification", "xen".into()),
     ];
+    if disk.direct_io_safe {
+        pairs.push(("direct-io-safe", "1".into()));
+    }
     let mut n = both_backends("vbd", dom, disk.number, &front, &back, pairs);
     if let Some(PhysicalDevice { path, number }) = physical {
         n.put(format!("{back}/node"), &**path);
@@ -70,12 +73,20 @@ pub fn disk(dom: DomId, disk: &DiskConfig, physical: Option<&PhysicalDevice>) ->
         ("state", "1"),
         ("virtual-device", &disk.number.to_string()),
         ("device-type", kind),
-        ("trusted", "1"),
+        ("trusted", trusted(disk.trusted)),
         ("protocol", "x86_64-abi"),
     ] {
         n.put(format!("{front}/{key}"), value);
     }
     n
+}
+
+/// What the guest's driver reads; without it, and by default, it may trust the back end.
+const fn trusted(trusted: Option<bool>) -> &'static str {
+    match trusted {
+        Some(false) => "0",
+        _ => "1",
+    }
 }
 
 /// A network card whose open questions are answered.
@@ -141,6 +152,9 @@ pub fn nic(dom: DomId, nic: &Nic) -> Nodes {
     if let Some(name) = &config.vifname {
         pairs.push(("vifname", name.clone()));
     }
+    if let Some(name) = &config.gateway_device {
+        pairs.push(("gatewaydev", name.clone()));
+    }
     pairs.extend([
         ("bridge", nic.bridge.clone()),
         ("handle", nic.devid.to_string()),
@@ -155,7 +169,7 @@ pub fn nic(dom: DomId, nic: &Nic) -> Nodes {
         ("state", "1"),
         ("handle", &nic.devid.to_string()),
         ("mac", &nic.mac_text()),
-        ("trusted", "1"),
+        ("trusted", trusted(config.trusted)),
     ] {
         n.put(format!("{front}/{key}"), value);
     }

@@ -106,3 +106,40 @@ fn sorted(mut lines: Vec<String>) -> Vec<String> {
     lines.sort();
     lines
 }
+
+/// The value of the node with this end.
+fn value_of(nodes: &Nodes, end: &str) -> Option<String> {
+    let node = nodes.0.iter().find(|node| node.path.ends_with(end));
+    node.map(|node| node.value.clone())
+}
+
+#[test]
+fn what_is_said_of_a_device_stands_in_its_nodes() {
+    let dom = DomId(1);
+    for (text, end, value) in [
+        ("/a,raw,xvda,w", "/direct-io-safe", None),
+        ("/a,raw,xvda,w,direct-io-safe", "/direct-io-safe", Some("1")),
+        ("/a,raw,xvda,w", "/trusted", Some("1")),
+        ("/a,raw,xvda,w,untrusted", "/trusted", Some("0")),
+        ("/a,raw,xvda,w,no-discard", "/discard-enable", Some("0")),
+    ] {
+        let nodes = disk(dom, &crate::config::DiskConfig::parse(text).unwrap(), None);
+        assert_eq!(value_of(&nodes, end).as_deref(), value, "{text}");
+    }
+    for (text, end, value) in [
+        ("", "/gatewaydev", None),
+        ("gatewaydev=eth0", "/gatewaydev", Some("eth0")),
+        ("untrusted", "/trusted", Some("0")),
+        ("rate=1MB/s@20m", "/rate", Some("20000,20000")),
+    ] {
+        let config = crate::config::NicConfig::parse(text, &mut Vec::new()).unwrap();
+        let card = Nic {
+            config,
+            devid: 0,
+            mac: [0; 6],
+            bridge: "xenbr0".into(),
+            mtu: 1500,
+        };
+        assert_eq!(value_of(&nic(dom, &card), end).as_deref(), value, "{text}");
+    }
+}

@@ -7,8 +7,8 @@ use std::rc::Rc;
 
 use xen_hal::{
     Affinity, CpuMap, CpuPlace, CpuPool, CreateDomain, DomainControl, DomainFlags, DomainInfo,
-    Error, HostInfo, Placement, Result, Scheduler, Share, ShutdownReason, VcpuInfo, VcpuStart,
-    XenVersion,
+    Error, HostInfo, Placement, Result, Scheduler, Share, ShutdownReason, Timed, VcpuInfo,
+    VcpuStart, XenVersion,
 };
 use xen_ring::SharedMemory;
 use xen_sys::{DomId, Errno, GrantRef, Mfn, Pfn, Port, VcpuId};
@@ -377,7 +377,7 @@ impl DomainControl for FakeXen {
     }
 }
 
-/// Four CPUs on two nodes, in a pool of two and one of two.
+/// Four CPUs on two nodes, in a pool of two and one of two, and a pool of none under RTDS.
 impl Placement for FakeXen {
     fn vcpu_info(&self, dom: DomId, _: VcpuId) -> Result<Option<VcpuInfo>> {
         self.with("XEN_DOMCTL_getvcpuinfo", dom, |_| None)
@@ -407,12 +407,20 @@ impl Placement for FakeXen {
         })
     }
 
-    fn share(&self, dom: DomId, _: Scheduler) -> Result<Share> {
-        self.with("XEN_DOMCTL_scheduler_op", dom, |domain| {
-            domain.share.unwrap_or(Share::Weighted {
+    fn share(&self, dom: DomId, scheduler: Scheduler) -> Result<Share> {
+        let first = match scheduler {
+            Scheduler::Rtds => Share::Timed(Timed {
+                period_us: 10_000,
+                budget_us: 4_000,
+                extra_time: true,
+            }),
+            _ => Share::Weighted {
                 weight: 256,
                 cap: 0,
-            })
+            },
+        };
+        self.with("XEN_DOMCTL_scheduler_op", dom, |domain| {
+            domain.share.unwrap_or(first)
         })
     }
 
@@ -432,6 +440,10 @@ impl Placement for FakeXen {
         Ok(vec![
             pool(0, Scheduler::Credit2),
             pool(1, Scheduler::Credit),
+            CpuPool {
+                cpus: CpuMap::new(),
+                ..pool(2, Scheduler::Rtds)
+            },
         ])
     }
 

@@ -9,7 +9,7 @@ use super::report::{Place, Report, Verdict};
 use super::{Seed, TestArgs};
 use crate::builds;
 use crate::error::{Context, Result};
-use crate::packages;
+use crate::packages::{self, XenVersion};
 use crate::paths;
 use crate::ui;
 
@@ -161,9 +161,12 @@ impl Seen {
 }
 
 fn follow_cargo_test(args: &TestArgs, workspace: &Path) -> Result<Seen> {
-    let headers = packages::headers(&paths::lab_dir()?)?;
+    let lab = paths::lab_dir()?;
     let mut command = builds::cargo_command(workspace, None);
-    command.env("XLRS_XEN_HEADERS", headers);
+    command.env("XLRS_XEN_HEADERS", packages::headers(&lab)?);
+    // Stock xl, which the configuration is compared with.
+    let stock = packages::xen(&lab, XenVersion::V4_17, false)?;
+    command.env("XLRS_STOCK_ROOT", stock.root);
     match args.seed {
         Seed::Fixed(seed) => command.env("PROPTEST_RNG_SEED", seed.to_string()),
         Seed::Random => command.env_remove("PROPTEST_RNG_SEED"),
