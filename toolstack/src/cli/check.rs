@@ -9,6 +9,7 @@ use xlrs::config::{self, DomainConfig, Source};
 use xlrs::prepare::Prepared;
 use xlrs::{Error, Kind, Result};
 
+use super::common::print_json;
 use crate::cli::ExitCode;
 
 /// Longest configuration file that is read.
@@ -21,11 +22,20 @@ pub struct CheckArgs {
     /// More configuration, as if it stood behind the file
     #[arg(value_name = "KEY=VALUE")]
     more: Vec<String>,
+    /// Print JSON: every setting, those that are not in the file too
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn check(args: &CheckArgs) -> Result<ExitCode> {
     let config = read(Some(&args.file), &args.more)?;
-    print!("{}", Prepared::new(config)?);
+    let guest = Prepared::new(config)?;
+    if args.json {
+        let value = serde_json::to_value(&guest.config);
+        let value = value.map_err(|e| Error::new("write JSON", "", e.to_string()))?;
+        return print_json(&value);
+    }
+    print!("{guest}");
     Ok(ExitCode::SUCCESS)
 }
 

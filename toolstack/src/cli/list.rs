@@ -13,7 +13,8 @@ use xlrs::{Error, Kind, Result, os, retrieve, userdata, uuid};
 use super::common::{Host, print, print_json, seconds, shown};
 use crate::cli::ExitCode;
 
-const HEADER: &str = "Name                                        ID   Mem VCPUs\tState\tTime(s)";
+pub const HEADER: &str =
+    "Name                                        ID   Mem VCPUs\tState\tTime(s)";
 
 #[derive(Args)]
 pub struct ListArgs {
@@ -62,16 +63,28 @@ pub struct JsonArgs {
 pub struct DomidArgs {
     /// The guest's name
     name: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Args)]
 pub struct DomnameArgs {
     /// The guest's number
     number: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
 }
 
 pub fn list(args: &ListArgs) -> Result<ExitCode> {
-    let host = Host::open()?;
+    let Some(control) = super::hypervisor_if_known()? else {
+        return super::unknown::list(&args.domains, args.json || args.long);
+    };
+    let host = Host {
+        control,
+        store: super::store()?,
+    };
     let rows = host.named(host.domains(&args.domains)?)?;
     if args.long {
         let all = rows.iter().map(|(info, _)| {
@@ -317,6 +330,7 @@ fn span(s: u64, with_seconds: bool) -> String {
 
 pub fn domid(args: &DomidArgs) -> Result<ExitCode> {
     match find_by_name(&super::store()?, &args.name)? {
+        Some(dom) if args.json => print_json(&json!({"domid": dom.0, "name": args.name})),
         Some(dom) => print(&format!("{dom}\n")),
         None => Err(
             Error::new("find the domain", &args.name, "there is none of this name")
@@ -333,6 +347,7 @@ pub fn domname(args: &DomnameArgs) -> Result<ExitCode> {
     let name = name_of(&super::store()?, number)
         .map_err(Error::store("read the name of domain", number))?;
     match name {
+        Some(name) if args.json => print_json(&json!({"domid": number.0, "name": name})),
         Some(name) => print(&format!("{name}\n")),
         None => Err(
             Error::new("find the domain", number, "there is none of this number")

@@ -1,6 +1,7 @@
 //! Commands about the host: `info`, `dmesg`, `debug-keys`, `set-parameters`, and what is not there yet.
 
 use std::fmt::Write as _;
+use std::path::Path;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -59,17 +60,18 @@ struct Places {
 }
 
 pub fn info(args: &InfoArgs) -> Result<ExitCode> {
-    let control = super::hypervisor()?;
-    let host = control
-        .host()
-        .map_err(Error::hal("ask Xen about the host", ""))?;
-    let free = control
-        .free_cpus()
-        .map_err(Error::hal("ask for the free CPUs", ""))?;
-    let rows = info_rows(&host, free.count());
-    let places = match args.numa {
-        true => Some(places(&control)?),
-        false => None,
+    let (rows, places) = match super::hypervisor_if_known()? {
+        None => (super::unknown::info_rows(Path::new("/")), None),
+        Some(control) => {
+            let host = control
+                .host()
+                .map_err(Error::hal("ask Xen about the host", ""))?;
+            let free = control
+                .free_cpus()
+                .map_err(Error::hal("ask for the free CPUs", ""))?;
+            let places = args.numa.then(|| places(&control)).transpose()?;
+            (info_rows(&host, free.count()), places)
+        }
     };
     if let Some(key) = args.key.as_ref().filter(|_| !args.numa) {
         let found = rows.iter().filter(|(name, _)| name.starts_with(&**key));
@@ -103,9 +105,19 @@ pub fn info(args: &InfoArgs) -> Result<ExitCode> {
     print(&out)
 }
 
-fn info_rows(host: &HostInfo, free_cpus: u32) -> Vec<(&'static str, String)> {
+/// What the kernel is.
+pub fn system_rows() -> Vec<(&'static str, String)> {
     let system = rustix::system::uname();
     let text = |value: &std::ffi::CStr| value.to_string_lossy().into_owned();
+    vec![
+        ("host", text(system.nodename())),
+        ("release", text(system.release())),
+        ("version", text(system.version())),
+        ("machine", text(system.machine())),
+    ]
+}
+
+fn info_rows(host: &HostInfo, free_cpus: u32) -> Vec<(&'static str, String)> {
     let mib = |pages: u64| (pages / 256).to_string();
     let caps: Vec<_> = host
         .hw_cap
@@ -114,11 +126,8 @@ fn info_rows(host: &HostInfo, free_cpus: u32) -> Vec<(&'static str, String)> {
         .collect();
     let [compiler, by, domain, date] = host.compiled.clone();
     let version = host.version;
-    vec![
-        ("host", text(system.nodename())),
-        ("release", text(system.release())),
-        ("version", text(system.version())),
-        ("machine", text(system.machine())),
+    let mut rows = system_rows();
+    rows.extend([
         ("nr_cpus", host.cpus.to_string()),
         ("max_cpu_id", host.max_cpu_id.to_string()),
         ("nr_nodes", host.nodes.to_string()),
@@ -158,7 +167,8 @@ fn info_rows(host: &HostInfo, free_cpus: u32) -> Vec<(&'static str, String)> {
         ("cc_compile_date", date),
         ("build_id", host.build_id.clone()),
         ("xend_config_format", "4".into()),
-    ]
+    ]);
+    rows
 }
 
 /// The words for `XEN_SYSCTL_PHYSCAP_*` (sysctl.h).

@@ -16,6 +16,7 @@ mod pools;
 mod sched;
 mod store;
 mod top;
+mod unknown;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -47,6 +48,31 @@ impl From<std::process::ExitCode> for ExitCode {
     }
 }
 
+/// What stands behind the long help, and in the manual page.
+const AFTER: &str = "\
+A DOMAIN is a guest's name or number. A command may be shortened as long as it stays unique.
+
+First steps:
+  xlrs host start                       start the daemons that this host lacks
+  xlrs run KERNEL --net xenbr0 -c       a guest without a configuration file, with its console
+  xlrs check web.cfg                    what a file means, and what is wrong with it; needs no Xen
+  xlrs create web.cfg memory=256        a guest from a file, one setting changed
+  xlrs shutdown -w web                  ask it to end, and wait
+
+Scripts written for xl work if xl is a link to this program in a folder that comes first in their PATH:
+  ln -s $(command -v xlrs) /usr/local/sbin/xl
+
+Exit status:
+  0 done; 2 the command line is wrong; 1 everything else. Where guests are made, the status tells more, as
+  xl's does: 3 failed, 5 no memory, 6 a wrong value, 8 a guest or 9 a daemon is late, 10 no PV here, 17 it is
+  there already, 22 interrupted.
+
+Files:
+  /etc/xlrs/auto/*.cfg                  guests that the supervisor starts after a boot
+  /var/lib/xen/userdata-d.*             what is known of running guests, by xl too
+  /var/lib/xen/dump                     dumps of guests that on_crash=coredump-* makes
+  /var/log/xlrs, /var/log/xen/console   logs of the daemons, and of the guests' consoles";
+
 /// Run and manage paravirtual guests on Xen
 #[derive(Parser)]
 #[command(
@@ -54,6 +80,7 @@ impl From<std::process::ExitCode> for ExitCode {
     version,
     infer_subcommands = true,
     max_term_width = 100,
+    after_long_help = AFTER,
     after_help = "A DOMAIN is a guest's name or number. A command may be shortened as long as it stays unique."
 )]
 pub struct Cli {
@@ -403,13 +430,28 @@ fn leave() -> ! {
 
 /// The hypervisor, or what is in the way of reaching it.
 fn hypervisor() -> Result<Hypervisor> {
-    Hypervisor::open().map_err(|error| {
-        // Only now that it has failed is it worth to find out why.
-        match xen_dom0::preflight() {
-            Err(reason) => Error::new("reach Xen", "", reason),
-            Ok(()) => Error::hal("reach Xen", "")(error),
+    Hypervisor::open().map_err(unreachable)
+}
+
+fn unreachable(error: xen_hal::Error) -> Error {
+    // Only now that it has failed is it worth to find out why.
+    match xen_dom0::preflight() {
+        Err(reason) => Error::new("reach Xen", "", reason),
+        Ok(()) => Error::hal("reach Xen", "")(error),
+    }
+}
+
+/// The hypervisor; nothing, with a word about it, if it is of a release whose control interface is not known: what
+/// only shows something goes on without it.
+fn hypervisor_if_known() -> Result<Option<Hypervisor>> {
+    match Hypervisor::open() {
+        Ok(hypervisor) => Ok(Some(hypervisor)),
+        Err(error @ xen_hal::Error::UnknownVersion { .. }) => {
+            unknown::explain(&error);
+            Ok(None)
         }
-    })
+        Err(error) => Err(unreachable(error)),
+    }
 }
 
 /// The store daemon, or what is in the way of reaching it.
@@ -420,4 +462,110 @@ fn store() -> Result<Connection> {
         Err(reason) if !is_named => Error::new("reach Xen", "", reason),
         _ => Error::new("reach the store daemon", "", error),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Commands that print nothing but what went wrong, or text that is none of ours.
+    const WITHOUT_JSON: &[&str] = &[
+        "create",
+        "run",
+        "config-update",
+        "destroy",
+        "shutdown",
+        "reboot",
+        "pause",
+        "unpause",
+        "rename",
+        "sysrq",
+        "trigger",
+        "dump-core",
+        "console",
+        "vcpu-pin",
+        "vcpu-set",
+        "mem-set",
+        "mem-max",
+        "block-attach",
+        "block-detach",
+        "block-resize",
+        "network-attach",
+        "network-detach",
+        "cpupool-create",
+        "cpupool-destroy",
+        "cpupool-rename",
+        "cpupool-cpu-add",
+        "cpupool-cpu-remove",
+        "cpupool-migrate",
+        "cpupool-numa-split",
+        "dmesg",
+        "debug-keys",
+        "set-parameters",
+        "docs",
+        "store",
+        "host",
+        "pool",
+        "help",
+    ];
+
+    #[test]
+    fn what_prints_data_prints_json() {
+        let mut command = description();
+        command.build();
+        let mut with = 0;
+        for below in command.get_subcommands().filter(|c| !c.is_hide_set()) {
+            let json = below
+                .get_arguments()
+                .any(|arg| arg.get_long() == Some("json"));
+            let name = below.get_name();
+            assert!(
+                json != WITHOUT_JSON.contains(&name),
+                "{name}: --json is {json}"
+            );
+            with += usize::from(json);
+        }
+        assert!(with > 15, "only {with} commands have --json");
+    }
+
+    #[test]
+    fn every_command_and_argument_is_explained() {
+        fn look(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            let about = command
+                .get_about()
+                .map(ToString::to_string)
+                .unwrap_or_default();
+            assert!(about.len() > 10, "{path} has no help");
+            let mut names = std::collections::BTreeSet::new();
+            for arg in command.get_arguments().filter(|arg| !arg.is_hide_set()) {
+                let help = arg.get_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.len() > 5, "{path}: {} has no help", arg.get_id());
+                assert!(names.insert(arg.get_id().to_string()));
+            }
+            for below in command.get_subcommands().filter(|c| !c.is_hide_set()) {
+                assert!(
+                    below.get_name() == "help" || below.get_about() != command.get_about(),
+                    "{path} and {} are explained alike",
+                    below.get_name()
+                );
+                if below.get_name() != "help" {
+                    look(below, &path);
+                }
+            }
+        }
+        let mut command = description();
+        command.build();
+        look(&command, "");
+        let abouts: Vec<_> = command
+            .get_subcommands()
+            .map(|c| c.get_about().map(ToString::to_string))
+            .collect();
+        let unique: std::collections::BTreeSet<_> = abouts.iter().collect();
+        assert_eq!(
+            abouts.len(),
+            unique.len(),
+            "two commands are explained alike"
+        );
+    }
 }

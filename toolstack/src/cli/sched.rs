@@ -13,32 +13,11 @@ use crate::cli::ExitCode;
 
 #[derive(Args)]
 pub struct CreditArgs {
-    /// Only this guest, by name or number; or the guest that is changed
-    #[arg(short, long)]
-    domain: Option<String>,
-    /// Its share of the CPUs, relative to others'
-    #[arg(short, long, requires = "domain", value_parser = clap::value_parser!(u16).range(1..))]
-    weight: Option<u16>,
-    /// The most that it may have, in per cent of one CPU; 0 for no limit
-    #[arg(short, long, requires = "domain")]
-    cap: Option<u16>,
-    /// Only this cpupool
-    #[arg(short = 'p', long, conflicts_with = "domain")]
-    cpupool: Option<String>,
-    /// Show or change the settings of the cpupool, Pool-0 if none is named
-    #[arg(short, long, conflicts_with = "domain")]
-    schedparam: bool,
+    #[command(flatten)]
+    weighing: Weighing,
     /// The length of a time slice, in ms
     #[arg(short, long = "tslice_ms", requires = "schedparam", value_name = "MS")]
     tslice: Option<u32>,
-    /// How long a vCPU runs at least, in µs
-    #[arg(
-        short,
-        long = "ratelimit_us",
-        requires = "schedparam",
-        value_name = "US"
-    )]
-    ratelimit: Option<u32>,
     /// How long a vCPU is taken to be at home on its CPU, in µs
     #[arg(
         short,
@@ -47,13 +26,17 @@ pub struct CreditArgs {
         value_name = "US"
     )]
     migration_delay: Option<u32>,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Args)]
 pub struct Credit2Args {
+    #[command(flatten)]
+    weighing: Weighing,
+}
+
+// What both credit schedulers' commands take; no doc comment, which would stand for both commands in their help.
+#[derive(Args)]
+struct Weighing {
     /// Only this guest, by name or number; or the guest that is changed
     #[arg(short, long)]
     domain: Option<String>,
@@ -107,58 +90,33 @@ pub struct RtdsArgs {
     json: bool,
 }
 
-/// What both credit schedulers' commands come to.
-struct Weighing {
-    scheduler: Scheduler,
-    domain: Option<String>,
-    weight: Option<u16>,
-    cap: Option<u16>,
-    cpupool: Option<String>,
-    schedparam: bool,
+/// Settings of a pool that only credit has.
+#[derive(Default)]
+struct Change {
     tslice: Option<u32>,
-    ratelimit: Option<u32>,
     migration_delay: Option<u32>,
-    json: bool,
 }
 
 pub fn credit(args: &CreditArgs) -> Result<ExitCode> {
-    weigh(&Weighing {
-        scheduler: Scheduler::Credit,
-        domain: args.domain.clone(),
-        weight: args.weight,
-        cap: args.cap,
-        cpupool: args.cpupool.clone(),
-        schedparam: args.schedparam,
+    let change = Change {
         tslice: args.tslice,
-        ratelimit: args.ratelimit,
         migration_delay: args.migration_delay,
-        json: args.json,
-    })
+    };
+    weigh(Scheduler::Credit, &args.weighing, &change)
 }
 
 pub fn credit2(args: &Credit2Args) -> Result<ExitCode> {
-    weigh(&Weighing {
-        scheduler: Scheduler::Credit2,
-        domain: args.domain.clone(),
-        weight: args.weight,
-        cap: args.cap,
-        cpupool: args.cpupool.clone(),
-        schedparam: args.schedparam,
-        tslice: None,
-        ratelimit: args.ratelimit,
-        migration_delay: None,
-        json: args.json,
-    })
+    weigh(Scheduler::Credit2, &args.weighing, &Change::default())
 }
 
-fn weigh(args: &Weighing) -> Result<ExitCode> {
+fn weigh(scheduler: Scheduler, args: &Weighing, change: &Change) -> Result<ExitCode> {
     let host = Host::open()?;
     if args.schedparam {
-        return settings(&host, args);
+        return settings(&host, scheduler, args, change);
     }
     if let Some(word) = &args.domain {
         let info = host.domain(word)?;
-        let scheduler = expect(&host, &info, args.scheduler)?;
+        let scheduler = expect(&host, &info, scheduler)?;
         if args.weight.is_some() || args.cap.is_some() {
             let share = host.control.share(info.dom, scheduler);
             let share = share.map_err(Error::hal("ask for the share of", word))?;
@@ -177,13 +135,18 @@ fn weigh(args: &Weighing) -> Result<ExitCode> {
         table.domains(vec![info])?;
         return table.print(args.json);
     }
-    let mut table = Table::new(&host, args.scheduler)?;
+    let mut table = Table::new(&host, scheduler)?;
     table.pools(args.cpupool.as_deref())?;
     table.print(args.json)
 }
 
 /// Shows or changes a pool's settings.
-fn settings(host: &Host, args: &Weighing) -> Result<ExitCode> {
+fn settings(
+    host: &Host,
+    scheduler: Scheduler,
+    args: &Weighing,
+    change: &Change,
+) -> Result<ExitCode> {
     let pool = match &args.cpupool {
         Some(word) => host.pool(word)?,
         None => {
@@ -194,8 +157,7 @@ fn settings(host: &Host, args: &Weighing) -> Result<ExitCode> {
                 .ok_or_else(|| Error::new("find the cpupool", 0, "there is none"))?
         }
     };
-    let scheduler = args.scheduler;
-    if args.tslice.is_none() && args.ratelimit.is_none() && args.migration_delay.is_none() {
+    if change.tslice.is_none() && args.ratelimit.is_none() && change.migration_delay.is_none() {
         let mut table = Table::new(host, scheduler)?;
         table.pool_line(&pool);
         return table.print(args.json);
@@ -204,9 +166,9 @@ fn settings(host: &Host, args: &Weighing) -> Result<ExitCode> {
     let now = host.control.pool_settings(pool.id, scheduler);
     let now = now.map_err(failed())?;
     let wanted = PoolSettings {
-        time_slice_ms: args.tslice.unwrap_or(now.time_slice_ms),
+        time_slice_ms: change.tslice.unwrap_or(now.time_slice_ms),
         rate_limit_us: args.ratelimit.unwrap_or(now.rate_limit_us),
-        migration_delay_us: args.migration_delay.unwrap_or(now.migration_delay_us),
+        migration_delay_us: change.migration_delay.unwrap_or(now.migration_delay_us),
     };
     let set = host.control.set_pool_settings(pool.id, scheduler, wanted);
     set.map_err(failed())?;
