@@ -51,6 +51,15 @@ impl Tree {
         self.0.insert(path.into(), Node::CharDev { major, minor });
     }
 
+    /// Takes over what another tree has, under other paths.
+    pub fn graft(&mut self, other: Tree, path: impl Fn(&str) -> String) {
+        for (old, node) in other.0 {
+            let new = path(&old);
+            self.parents(&new);
+            self.0.insert(new, node);
+        }
+    }
+
     fn parents(&mut self, path: &str) {
         for (at, _) in path.match_indices('/') {
             self.0.entry(path[..at].into()).or_insert(Node::Dir);

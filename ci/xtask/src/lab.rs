@@ -9,6 +9,7 @@ use lab_agent::message::Command;
 use crate::builds::{self, Built, Profile};
 use crate::channel::{Channel, Event, Running};
 use crate::error::{Context, Result, fail};
+use crate::extras;
 use crate::image::{self, Image};
 use crate::packages::{self, XenVersion};
 use crate::paths::{self, make_dir};
@@ -27,6 +28,8 @@ pub struct Prepared {
     pub built: Built,
     /// The host's qemu-img and what it needs.
     qemu_img: BTreeMap<String, PathBuf>,
+    /// What single scenarios unpack in dom0.
+    extras: PathBuf,
     /// Keep the folders of runs.
     pub keep: bool,
 }
@@ -87,11 +90,13 @@ impl Prepared {
         }
         let qemu_img = qemu_img::obtain(&lab)?;
         runs::sweep(&lab);
+        let extras = extras::obtain(&lab)?;
         Ok(Prepared {
             qemu_img,
             lab,
             images,
             built,
+            extras,
             keep,
         })
     }
@@ -294,7 +299,7 @@ fn files_below(dir: &Path, out: &mut Vec<PathBuf>) {
 }
 
 fn fill_share(share: &Path, prepared: &Prepared, image: &Image) -> Result<()> {
-    for sub in ["bin", "guests", "debian", "tmp", "logs"] {
+    for sub in ["bin", "guests", "debian", "units", "tmp", "logs"] {
         make_dir(&share.join(sub))?;
     }
     for (sub, files) in [
@@ -310,7 +315,15 @@ fn fill_share(share: &Path, prepared: &Prepared, image: &Image) -> Result<()> {
     for (name, from) in &prepared.qemu_img {
         link_or_copy(from, &qemu_img.join(name))?;
     }
-    for (from, to) in [(&image.vmlinuz, "vmlinuz"), (&image.guest_initrd, "initrd")] {
+    for unit in extras::units(&paths::workspace())? {
+        let name = unit.file_name().unwrap_or_default();
+        copy(&unit, &share.join("units").join(name))?;
+    }
+    for (from, to) in [
+        (&image.vmlinuz, "vmlinuz"),
+        (&image.guest_initrd, "initrd"),
+        (&prepared.extras, "extras.cpio"),
+    ] {
         link_or_copy(from, &share.join("debian").join(to))?;
     }
     Ok(())

@@ -15,6 +15,7 @@ mod cpio;
 mod demo;
 mod elf;
 mod error;
+mod extras;
 mod fuzz;
 mod host;
 mod image;

@@ -161,6 +161,26 @@ pub fn fio(lab: &Path) -> Result<PackageSet> {
     obtain(lab, "fio", "bookworm", &["fio"], false, useful)
 }
 
+/// What single scenarios bring into dom0: programs that call a toolstack, with what they need, a boot loader
+/// that is a PV guest, and systemd.
+pub fn extras(lab: &Path) -> Result<PackageSet> {
+    obtain(lab, "extras", "bookworm", EXTRAS, false, |name| {
+        EXTRAS.contains(&name) || name.starts_with("lib") && useful(name)
+    })
+}
+
+const EXTRAS: &[&str] = &[
+    "xen-utils-common",
+    "python3.11-minimal",
+    "libpython3.11-minimal",
+    "libpython3.11-stdlib",
+    "zlib1g",
+    "sysvinit-utils",
+    "grub-xen-host",
+    "systemd",
+    "libsystemd-shared",
+];
+
 fn obtain(
     lab: &Path,
     set: &str,

@@ -149,7 +149,13 @@ fn in_usr(path: &str) -> String {
     format!("usr/{}", path.trim_start_matches("usr/"))
 }
 
-fn program(tree: &mut Tree, root: &Path, path: &str, needed: &mut BTreeSet<String>) -> Result<()> {
+/// Puts a program into `tree`, and the names of the libraries that it needs into `needed`.
+pub fn program(
+    tree: &mut Tree,
+    root: &Path,
+    path: &str,
+    needed: &mut BTreeSet<String>,
+) -> Result<()> {
     let Some(found) = locate(root, path) else {
         return Ok(()); // a link into something that was left out
     };
@@ -168,14 +174,16 @@ fn program(tree: &mut Tree, root: &Path, path: &str, needed: &mut BTreeSet<Strin
     Ok(())
 }
 
-fn libraries(tree: &mut Tree, root: &Path, mut todo: BTreeSet<String>) -> Result<()> {
+/// Puts libraries into `tree`, and those that they need.
+pub fn libraries(tree: &mut Tree, root: &Path, mut todo: BTreeSet<String>) -> Result<()> {
     const DIR: &str = "usr/lib/x86_64-linux-gnu";
     let mut done = BTreeSet::new();
     while let Some(name) = todo.pop_first() {
         if !done.insert(name.clone()) {
             continue;
         }
-        let found = [DIR, "usr/lib64", "usr/lib"]
+        let private = format!("{DIR}/systemd");
+        let found = [DIR, "usr/lib64", "usr/lib", &private]
             .iter()
             .find_map(|dir| locate(root, &format!("{dir}/{name}")))
             .ok_or_else(|| Error(format!("no package brought the library {name}")))?;
@@ -191,7 +199,8 @@ fn libraries(tree: &mut Tree, root: &Path, mut todo: BTreeSet<String>) -> Result
     Ok(())
 }
 
-fn copy_folder(tree: &mut Tree, root: &Path, path: &str) -> Result<()> {
+/// Puts a folder with all below it into `tree`.
+pub fn copy_folder(tree: &mut Tree, root: &Path, path: &str) -> Result<()> {
     let dir = root.join(path);
     for name in names_in(&dir)? {
         let (from, to) = (dir.join(&name), format!("{path}/{name}"));

@@ -35,6 +35,14 @@ impl Config {
         }
     }
 
+    /// A file as it is.
+    pub fn text(name: &str, text: String) -> Config {
+        Config {
+            name: name.into(),
+            text,
+        }
+    }
+
     /// Adds a line.
     pub fn line(mut self, line: &str) -> Config {
         self.text.push_str(line);

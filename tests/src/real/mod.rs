@@ -84,9 +84,9 @@ impl Entry {
 /// All scenarios.
 pub fn entries() -> Vec<Entry> {
     use cases::{
-        bad_input, block, changeover, commands, cycles, debian, device_nodes, disks, features,
-        formats, golden, hostile, http, killed, lifecycle, script, stock_tools, store, survival,
-        survive, upheaval, vbd3,
+        bad_input, block, callers, changeover, commands, cycles, debian, device_nodes, disks,
+        features, formats, golden, hostile, http, killed, lifecycle, pvgrub, script, stock_tools,
+        store, survival, survive, units, upheaval, vbd3,
     };
     let about_survive =
         "the store daemon is killed in the middle of create and destroy; nobody notices";
@@ -209,6 +209,27 @@ pub fn entries() -> Vec<Entry> {
             commands::all,
         )
         .timeout_s(400),
+        Entry::new(
+            "callers",
+            "Debian's xendomains and Ganeti's commands work with xlrs by the name of xl",
+            callers::all,
+        )
+        .timeout_s(300)
+        .on_4_17(),
+        Entry::new(
+            "pvgrub",
+            "firmware=pvgrub64 boots a Debian kernel from its disk, as its grub.cfg says",
+            pvgrub::boot,
+        )
+        .timeout_s(600)
+        .on_4_17(),
+        Entry::new(
+            "systemd-units",
+            "systemd starts our daemons, restarts those that die, and keeps the store's sockets",
+            units::all,
+        )
+        .timeout_s(300)
+        .on_4_17(),
         Entry::new(
             "hotplug-debian",
             "a Debian guest gets and loses a disk and a card, and its memory shrinks and grows",

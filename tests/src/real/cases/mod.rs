@@ -2,6 +2,7 @@
 
 pub mod bad_input;
 pub mod block;
+pub mod callers;
 pub mod changeover;
 pub mod commands;
 pub mod cycles;
@@ -15,10 +16,12 @@ pub mod hostile;
 pub mod http;
 pub mod killed;
 pub mod lifecycle;
+pub mod pvgrub;
 pub mod script;
 pub mod stock_tools;
 pub mod store;
 pub mod survival;
 pub mod survive;
+pub mod units;
 pub mod upheaval;
 pub mod vbd3;
