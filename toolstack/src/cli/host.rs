@@ -22,9 +22,9 @@ pub struct HostArgs {
 enum Verb {
     /// Start the store daemon, console daemon, back ends and supervisor
     Start(StartArgs),
-    /// Stop them
+    /// Stop the daemons that `start` has started
     Stop(StopArgs),
-    /// Show which of them run
+    /// Show which of the daemons run, and what is missing
     Status(StatusArgs),
 }
 

@@ -276,7 +276,7 @@ impl DomainControl for FakeXen {
             max_vcpu_id: 0,
             uuid: domain.uuid,
             ssidref: 0,
-            cpupool: 0,
+            cpupool: domain.pool,
         };
         Ok(domains.iter().map(info).collect())
     }
