@@ -68,14 +68,11 @@ pub fn list(words: &[String], as_json: bool) -> Result<ExitCode> {
     let mut text = format!("{}\n", super::list::HEADER);
     for (dom, name, target) in rows {
         let mib = target.map_or("-".into(), |kib| (kib / 1024).to_string());
+        let name = shown(name.as_deref());
         let _ = writeln!(
             text,
-            "{:<40} {:>5} {mib:>5} {:>5}     {} {:>8}",
-            shown(name.as_deref()),
-            dom.0,
-            "-",
-            "------",
-            "-"
+            "{name:<40} {:>5} {mib:>5}     -     ------        -",
+            dom.0
         );
     }
     print(&text)
