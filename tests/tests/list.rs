@@ -27,7 +27,14 @@ fn the_list_is_what_the_lab_expects() {
             ("xen", ["4.14", "4.17", "4.20"].as_slice()),
             (
                 "stock",
-                &["xl", "xenstored", "console", "blkback", "netback"],
+                &[
+                    "xl",
+                    "xenstored",
+                    "oxenstored",
+                    "console",
+                    "blkback",
+                    "netback",
+                ],
             ),
         ] {
             for word in entry[key].as_array().unwrap() {
