@@ -48,6 +48,7 @@ pub fn kills(host: &Host) -> Outcome {
             killed.counted
         );
         demand!(killed.overtakers > 0, "all requests were answered in order");
+        without_threads()?;
         driver.fill_and_check(99, 0, 4096)?;
         driver.shutdown()
     })
@@ -121,4 +122,15 @@ fn kill_often(over: &AtomicBool) -> Outcome<Killed> {
         }
     }
     Ok(met)
+}
+
+/// Leaves the back end with the engine that it had before the kills.
+fn without_threads() -> Outcome {
+    let (pid, mut words) = backend::part(backend::BROKER)?;
+    if words.iter().any(|word| word == THREADS) {
+        kill_process(pid, Signal::KILL).or_broken("kill the back end")?;
+        words.retain(|word| word != THREADS);
+        backend::start(&words)?;
+    }
+    Ok(())
 }
