@@ -1,5 +1,5 @@
 //! A hypervisor and a store in one process, for tests of whole creations: every call can be made to fail.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
 mod control;
 mod store;
