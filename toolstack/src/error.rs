@@ -30,6 +30,8 @@ pub enum Kind {
     NoSuchDomain,
     /// A signal has asked for an end.
     Aborted,
+    /// Xen or the store daemon cannot be reached.
+    Unreachable,
     /// The command line makes no sense.
     Usage,
     /// The configuration makes no sense.
@@ -37,7 +39,7 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// The exit status that scripts written for xl expect.
+    /// The exit status that scripts written for xl expect where guests are made: libxl's error number.
     pub const fn exit_status(self) -> u8 {
         match self {
             Kind::Failed => 3,
@@ -47,8 +49,9 @@ impl Kind {
             Kind::TimedOut => 9,
             Kind::NoParavirt => 10,
             Kind::Exists => 17,
+            Kind::NoSuchDomain => 21,
             Kind::Aborted => 22,
-            Kind::NoSuchDomain | Kind::Config => 1,
+            Kind::Unreachable | Kind::Config => 1,
             Kind::Usage => 2,
         }
     }
@@ -216,5 +219,31 @@ fn hal_hint(error: &HalError) -> (Kind, Option<&'static str>) {
             Kind::Failed,
             Some("`xlrs dmesg` shows what the hypervisor says about it"),
         ),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What libxl's error numbers are, and what xl ends with where it has no number to tell.
+    #[test]
+    fn what_makes_guests_ends_as_xl_does() {
+        for (kind, status) in [
+            (Kind::Config, 1),
+            (Kind::Unreachable, 1),
+            (Kind::Usage, 2),
+            (Kind::Failed, 3),
+            (Kind::NoMemory, 5),
+            (Kind::Invalid, 6),
+            (Kind::GuestTimedOut, 8),
+            (Kind::TimedOut, 9),
+            (Kind::NoParavirt, 10),
+            (Kind::Exists, 17),
+            (Kind::NoSuchDomain, 21),
+            (Kind::Aborted, 22),
+        ] {
+            assert_eq!(kind.exit_status(), status, "{kind:?}");
+        }
     }
 }

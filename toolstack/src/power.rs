@@ -62,7 +62,11 @@ pub fn ask<C: DomainControl, S: StoreControl>(
     control
         .info(dom)
         .map_err(Error::hal("ask Xen about domain", dom))?
-        .ok_or_else(|| Error::new(step, dom, "there is no such domain").kind(Kind::NoSuchDomain))?;
+        .ok_or_else(|| {
+            Error::new(step, dom, "there is no such domain")
+                .kind(Kind::NoSuchDomain)
+                .hint("`xlrs list` shows those that exist")
+        })?;
     let node = format!("{}/control/shutdown", nodes::home(dom));
     let run = || {
         store.transaction(|store, tx| {

@@ -55,7 +55,8 @@ pub fn split_words(
         } else if file.is_none() {
             file = Some(word.into());
         } else {
-            return Err(usage(word, "there are two configuration files"));
+            let error = usage(word, "there are two configuration files");
+            return Err(error.hint("name one FILE; what stands behind it is KEY=VALUE"));
         }
     }
     if file.is_none() && more.is_empty() {

@@ -123,7 +123,11 @@ fn row(
 }
 
 pub fn pin(args: &PinArgs) -> Result<ExitCode> {
-    let wrong = |cause: &str| Error::new("pin vCPU", &args.vcpu, cause).kind(Kind::Invalid);
+    let wrong = |cause: &str| {
+        Error::new("pin vCPU", &args.vcpu, cause)
+            .kind(Kind::Invalid)
+            .hint("such as `xlrs vcpu-pin web 0 2-3`, or `all` in place of 0")
+    };
     let number = match args.vcpu.as_str() {
         "all" if args.force => return Err(wrong("`--force` and `all` do not go together")),
         "all" => None,

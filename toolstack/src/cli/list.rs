@@ -342,7 +342,9 @@ pub fn domid(args: &DomidArgs) -> Result<ExitCode> {
 
 pub fn domname(args: &DomnameArgs) -> Result<ExitCode> {
     let number = args.number.parse::<u16>().map(DomId).map_err(|_| {
-        Error::new("find the domain", &args.number, "it is no domain's number").kind(Kind::Invalid)
+        Error::new("find the domain", &args.number, "it is no domain's number")
+            .kind(Kind::Invalid)
+            .hint("`xlrs domid` takes a name; `xlrs list` shows both")
     })?;
     let name = name_of(&super::store()?, number)
         .map_err(Error::store("read the name of domain", number))?;
@@ -351,7 +353,8 @@ pub fn domname(args: &DomnameArgs) -> Result<ExitCode> {
         Some(name) => print(&format!("{name}\n")),
         None => Err(
             Error::new("find the domain", number, "there is none of this number")
-                .kind(Kind::NoSuchDomain),
+                .kind(Kind::NoSuchDomain)
+                .hint("`xlrs list` shows those that exist"),
         ),
     }
 }

@@ -63,9 +63,9 @@ Scripts written for xl work if xl is a link to this program in a folder that com
   ln -s $(command -v xlrs) /usr/local/sbin/xl
 
 Exit status:
-  0 done; 2 the command line is wrong; 1 everything else. Where guests are made, the status tells more, as
-  xl's does: 3 failed, 5 no memory, 6 a wrong value, 8 a guest or 9 a daemon is late, 10 no PV here, 17 it is
-  there already, 22 interrupted.
+  0 done; 2 the command line is wrong; 1 everything else. Where guests are made, the status
+  tells more, as xl's does: 3 failed, 5 no memory, 6 a wrong value, 8 a guest or 9 a daemon is
+  late, 10 no PV here, 17 it is there already, 21 a guest has gone, 22 interrupted.
 
 Files:
   /etc/xlrs/auto/*.cfg                  guests that the supervisor starts after a boot
@@ -310,9 +310,7 @@ impl Cli {
     /// what makes guests tells the kind.
     pub fn exit_status(&self) -> fn(Kind) -> u8 {
         match self.command {
-            Command::Create(_) | Command::Run(_) | Command::Host(_) | Command::Store(_) => {
-                Kind::exit_status
-            }
+            Command::Create(_) | Command::Run(_) => Kind::exit_status,
             _ => |kind| match kind {
                 Kind::Usage => kind.exit_status(),
                 _ => 1,
@@ -439,6 +437,7 @@ fn unreachable(error: xen_hal::Error) -> Error {
         Err(reason) => Error::new("reach Xen", "", reason),
         Ok(()) => Error::hal("reach Xen", "")(error),
     }
+    .kind(Kind::Unreachable)
 }
 
 /// The hypervisor; nothing, with a word about it, if it is of a release whose control interface is not known: what
@@ -458,9 +457,12 @@ fn hypervisor_if_known() -> Result<Option<Hypervisor>> {
 fn store() -> Result<Connection> {
     // Who names a store need not run on Xen.
     let is_named = std::env::var_os(xs_client::PATH_VARIABLE).is_some();
-    Connection::from_env().map_err(|error| match xen_dom0::preflight() {
-        Err(reason) if !is_named => Error::new("reach Xen", "", reason),
-        _ => Error::new("reach the store daemon", "", error),
+    Connection::from_env().map_err(|error| {
+        match xen_dom0::preflight() {
+            Err(reason) if !is_named => Error::new("reach Xen", "", reason),
+            _ => Error::new("reach the store daemon", "", error),
+        }
+        .kind(Kind::Unreachable)
     })
 }
 
@@ -526,6 +528,33 @@ mod tests {
             with += usize::from(json);
         }
         assert!(with > 15, "only {with} commands have --json");
+    }
+
+    /// Only where guests are made does the status tell what kind of failure it was.
+    #[test]
+    fn a_guest_that_is_not_there_is_told_by_the_status() {
+        for (words, missing, late) in [
+            ("pause web", 1, 1),
+            ("unpause web", 1, 1),
+            ("destroy web", 1, 1),
+            ("shutdown -w web", 1, 1),
+            ("reboot web", 1, 1),
+            ("list web", 1, 1),
+            ("block-attach web /dev/null,raw,xvda,r", 1, 1),
+            ("host start", 1, 1),
+            ("store ls", 1, 1),
+            ("create web.cfg", 21, 9),
+            ("run kernel", 21, 9),
+        ] {
+            let words = std::iter::once("xlrs").chain(words.split(' '));
+            let cli = Cli::try_parse_from(words.clone()).unwrap();
+            let status = cli.exit_status();
+            let words: Vec<_> = words.collect();
+            assert_eq!(status(Kind::NoSuchDomain), missing, "{words:?}");
+            assert_eq!(status(Kind::TimedOut), late, "{words:?}");
+            assert_eq!(status(Kind::Unreachable), 1, "{words:?}");
+            assert_eq!(status(Kind::Usage), 2, "{words:?}");
+        }
     }
 
     #[test]

@@ -226,9 +226,9 @@ fn ganeti(ganeti: &Ganeti<'_>) -> Outcome {
     ganeti.xl(&["destroy", name])?.succeeded()?;
     demand!(ganeti.instance(name)?.is_none(), "destroyed, but listed");
     // What is not there cannot be stopped, and that is told.
-    for verb in ["destroy", "shutdown", "reboot", "unpause"] {
+    for verb in ["destroy", "shutdown", "reboot", "pause", "unpause"] {
         let ran = ganeti.xl(&[verb, name])?;
-        demand!(ran.status != 0 && ran.stderr.contains(name), "{ran}");
+        demand!(ran.status == 1 && ran.stderr.contains(name), "{ran}");
     }
     Ok(())
 }

@@ -32,7 +32,9 @@ pub fn write(store: &Connection, args: &WriteArgs) -> Result<ExitCode> {
     let (pairs, []) = args.pairs.as_chunks::<2>() else {
         let last = args.pairs.last().map(|last| last.display().to_string());
         let last = last.unwrap_or_default();
-        return Err(Error::new("write", last, "it has no value").kind(Kind::Usage));
+        return Err(Error::new("write", last, "it has no value")
+            .kind(Kind::Usage)
+            .hint("name pairs of a path and a value; \"\" is an empty one"));
     };
     together(store, |store, tx| {
         for [path, value] in pairs {

@@ -12,7 +12,7 @@ use xs_wire::StoreError;
 
 use super::tree::{Layout, Tree, walk};
 use super::value::escaped;
-use super::{FAILED, failed, together};
+use super::{failed, together};
 use crate::cli::ExitCode;
 use crate::cli::common::{print_bytes, print_json};
 
@@ -169,7 +169,7 @@ pub fn exists(store: &Connection, args: &ExistsArgs) -> Result<ExitCode> {
     Ok(if all {
         ExitCode::SUCCESS
     } else {
-        ExitCode::from(FAILED)
+        ExitCode::FAILURE
     })
 }
 

@@ -16,9 +16,6 @@ use xs_wire::StoreError;
 
 use crate::cli::ExitCode;
 
-/// The status of whatever fails, as the stock tools have it.
-const FAILED: u8 = 1;
-
 #[derive(Args)]
 pub struct StoreArgs {
     /// Talk to the daemon at this socket or device; else to $XENSTORED_PATH or the host's
@@ -56,7 +53,7 @@ enum Verb {
 }
 
 pub fn store(args: StoreArgs) -> Result<ExitCode> {
-    let done = connect(&args).and_then(|store| match args.verb {
+    connect(&args).and_then(|store| match args.verb {
         Verb::Ls(args) => look::ls(&store, &args),
         Verb::Read(args) => look::read(&store, &args),
         Verb::List(args) => look::list(&store, &args),
@@ -67,11 +64,7 @@ pub fn store(args: StoreArgs) -> Result<ExitCode> {
         Verb::Rm(args) => change::rm(&store, &args),
         Verb::Chmod(args) => change::chmod(&store, &args),
         Verb::Control(args) => change::control(&store, &args),
-    });
-    Ok(done.unwrap_or_else(|error| {
-        eprintln!("xlrs: {error}");
-        ExitCode::from(FAILED)
-    }))
+    })
 }
 
 fn connect(args: &StoreArgs) -> Result<Connection> {
