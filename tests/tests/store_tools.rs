@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use scenarios::store_tools::{Said, same};
 use scenarios::{OrStop, Outcome};
+use serde_json::{Value, json};
 
 /// Our programs, built if need be.
 fn programs() -> PathBuf {
@@ -48,8 +49,8 @@ fn stock() -> Vec<PathBuf> {
 struct Daemon(Child, PathBuf);
 
 impl Daemon {
-    fn start(program: &Path) -> Daemon {
-        let folder = std::env::temp_dir().join(format!("store-tools-{}", std::process::id()));
+    fn start(program: &Path, test: &str) -> Daemon {
+        let folder = std::env::temp_dir().join(format!("store-{test}-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let socket = folder.join("socket");
         let child = Command::new(program)
@@ -109,7 +110,7 @@ fn xlrs_store_prints_what_the_stock_tools_print() {
         return;
     }
     let programs = programs();
-    let daemon = Daemon::start(&programs.join("xenstored"));
+    let daemon = Daemon::start(&programs.join("xenstored"), "tools");
     let socket = daemon.1.join("socket");
     for stock in stock {
         let works = tool(&stock, "exists", &socket).arg("/").status();
@@ -129,5 +130,54 @@ fn xlrs_store_prints_what_the_stock_tools_print() {
         })
         .unwrap_or_else(|stop| panic!("{}: {stop}", stock.display()));
         println!("the same as the tools of {}", stock.display());
+    }
+}
+
+#[test]
+fn xlrs_store_prints_json() {
+    let programs = programs();
+    let daemon = Daemon::start(&programs.join("xenstored"), "json");
+    let socket = daemon.1.join("socket");
+    let run = |line: &str| {
+        let mut command = Command::new(programs.join("xlrs"));
+        command.args(["store", "--socket"]).arg(&socket);
+        said(command.args(line.split(' '))).unwrap()
+    };
+    let written = run(r#"write /a 1 /a/b/c two\x20"words" /a/odd \xff\x00"#);
+    assert_eq!(written.status, 0);
+    for (line, expected) in [
+        (
+            "read --json /a /a/b/c /a/odd /a/b",
+            json!([
+                {"path": "/a", "value": "1"},
+                {"path": "/a/b/c", "value": "two \"words\""},
+                {"path": "/a/odd", "value_hex": "ff00"},
+                {"path": "/a/b", "value": ""},
+            ]),
+        ),
+        (
+            "list --json /a /a/odd",
+            json!([
+                {"path": "/a", "children": ["b", "odd"]},
+                {"path": "/a/odd", "children": []},
+            ]),
+        ),
+    ] {
+        let said = run(line);
+        assert_eq!(said.status, 0, "{line}");
+        let found: Value = serde_json::from_str(&said.stdout).unwrap();
+        assert_eq!(found, expected, "{line}");
+    }
+    // What is there is not told without what is not.
+    for (line, status) in [
+        ("read --json /a /nope", 1),
+        ("list --json /a /nope", 1),
+        ("read --json --raw /a", 2),
+        ("list --json -p /a", 2),
+        // A command line that the stock tools, too, refuse.
+        ("write /a 1 /b", 2),
+    ] {
+        let said = run(line);
+        assert_eq!((said.stdout.as_str(), said.status), ("", status), "{line}");
     }
 }

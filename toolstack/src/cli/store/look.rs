@@ -4,13 +4,13 @@ use std::io::{self, BufWriter, ErrorKind, Write};
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use serde_json::json;
-use xen_hal::{Store, StoreExt};
+use serde_json::{Map, Value, json};
+use xen_hal::{Store, StoreExt, TxId};
 use xlrs::{Error, Result};
 use xs_client::Connection;
 use xs_wire::StoreError;
 
-use super::tree::{Layout, Tree, walk};
+use super::tree::{Layout, Tree, contents, walk};
 use super::value::escaped;
 use super::{failed, together};
 use crate::cli::ExitCode;
@@ -91,12 +91,21 @@ pub struct ReadArgs {
     /// Print the bytes as they are, nothing escaped and no end of line
     #[arg(short = 'R', long)]
     raw: bool,
+    /// Print JSON: an object for each path, with path and value (or value_hex)
+    #[arg(long, conflicts_with_all = ["path", "raw"])]
+    json: bool,
     /// Paths to read, all at one moment
     #[arg(required = true)]
     paths: Vec<String>,
 }
 
 pub fn read(store: &Connection, args: &ReadArgs) -> Result<ExitCode> {
+    if args.json {
+        return as_json(store, &args.paths, |tx, path| {
+            let value = store.read(tx, path).map_err(failed("read", path))?;
+            Ok(contents(Some(&value), None))
+        });
+    }
     in_order(store, &args.paths, |tx, path, out| {
         let value = store.read(tx, path).map_err(failed("read", path))?;
         if args.path {
@@ -117,12 +126,21 @@ pub struct ListArgs {
     /// Print whole paths
     #[arg(short, long)]
     path: bool,
+    /// Print JSON: an object for each path, with path and the names of its children
+    #[arg(long, conflicts_with = "path")]
+    json: bool,
     /// Nodes whose children to list, all at one moment
     #[arg(required = true)]
     paths: Vec<String>,
 }
 
 pub fn list(store: &Connection, args: &ListArgs) -> Result<ExitCode> {
+    if args.json {
+        return as_json(store, &args.paths, |tx, path| {
+            let names = store.list(tx, path).map_err(failed("list", path))?;
+            Ok(Map::from_iter([("children".to_owned(), json!(names))]))
+        });
+    }
     in_order(store, &args.paths, |tx, path, out| {
         for name in store.list(tx, path).map_err(failed("list", path))? {
             if args.path {
@@ -138,7 +156,7 @@ pub fn list(store: &Connection, args: &ListArgs) -> Result<ExitCode> {
 fn in_order(
     store: &Connection,
     paths: &[String],
-    one: impl Fn(Option<xen_hal::TxId>, &str, &mut Vec<u8>) -> Result<()>,
+    one: impl Fn(Option<TxId>, &str, &mut Vec<u8>) -> Result<()>,
 ) -> Result<ExitCode> {
     let (out, end) = together(store, |_, tx| {
         let mut out = Vec::new();
@@ -147,6 +165,23 @@ fn in_order(
     })?;
     let printed = print_bytes(&out)?;
     end.map(|()| printed)
+}
+
+/// Prints what `one` knows of each path, or nothing if any fails: half an answer is none.
+fn as_json(
+    store: &Connection,
+    paths: &[String],
+    one: impl Fn(Option<TxId>, &str) -> Result<Map<String, Value>>,
+) -> Result<ExitCode> {
+    let list = together(store, |_, tx| {
+        let object = |path: &String| {
+            let mut object = Map::from_iter([("path".to_owned(), json!(path))]);
+            object.append(&mut one(tx, path)?);
+            Ok(Value::Object(object))
+        };
+        paths.iter().map(object).collect::<Result<_>>()
+    })?;
+    print_json(&Value::Array(list))
 }
 
 #[derive(Args)]

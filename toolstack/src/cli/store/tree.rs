@@ -224,7 +224,7 @@ impl Tree {
 }
 
 /// `value` if it is text, else `value_hex`; neither if it cannot be read. `permissions` as strings.
-fn contents(value: Option<&[u8]>, permissions: Option<&[Permission]>) -> Map<String, Value> {
+pub fn contents(value: Option<&[u8]>, permissions: Option<&[Permission]>) -> Map<String, Value> {
     let mut map = Map::new();
     match value.map(std::str::from_utf8) {
         Some(Ok(text)) => {
