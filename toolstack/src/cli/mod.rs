@@ -5,6 +5,7 @@ mod common;
 mod cpus;
 mod devices;
 mod docs;
+mod groups;
 mod guests;
 mod host;
 mod lifecycle;
@@ -19,7 +20,7 @@ mod top;
 mod unknown;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use xen_dom0::Hypervisor;
 use xlrs::{Error, Kind, Result};
 use xs_client::Connection;
@@ -272,7 +273,9 @@ impl Cli {
                 command: Command::Create(args),
             };
         }
-        Cli::try_parse().unwrap_or_else(|error| {
+        let matches = groups::grouped(Cli::command()).try_get_matches();
+        let parsed = matches.and_then(|matches| Cli::from_arg_matches(&matches));
+        parsed.unwrap_or_else(|error| {
             let word = error.get(clap::error::ContextKind::InvalidSubcommand);
             let word = word.map(ToString::to_string);
             if let Some((_, why)) = word.as_ref().and_then(|word| {
