@@ -17,7 +17,7 @@ use crate::real::snapshot::leaves_nothing;
 /// Kills that count: with a request in flight.
 const KILLS: usize = 100;
 /// Kills after which what is to be shown was not shown. On one processor threads rarely overtake each other.
-const MOST_KILLS: usize = 8 * KILLS;
+const MOST_KILLS: usize = 12 * KILLS;
 const THREADS: &str = "--engine=threads";
 
 /// Writes that follow each other on the same sectors, each verified, while the back end is killed at random
