@@ -15,6 +15,7 @@ use crate::image::Image;
 use crate::lab::Prepared;
 use crate::packages::XenVersion;
 use crate::paths;
+use crate::qdisk;
 use crate::qemu::{Accel, Machine, Memory};
 use crate::runs::RunFolder;
 use crate::ui;
@@ -63,46 +64,73 @@ struct Row {
 
 /// Longest wall time of a bench; its own clock runs at about half the pace.
 const LIMIT: Duration = Duration::from_secs(1200);
-
-const COMMON: &str = include_str!("../bench/common");
-/// Each in a boot of its own: what daemons run cannot be changed within one.
-const SCRIPTS: [(&str, &str); 2] = [
-    (
-        "boot with stock daemons",
-        include_str!("../bench/create-stock"),
-    ),
-    (
-        "boot with our daemons",
-        include_str!("../bench/create-ours"),
-    ),
-];
 /// Room for 200 tiny guests.
 const MEMORY_MIB: u32 = 3072;
 
-/// Creating guests.
-pub fn create(args: &BenchArgs) -> Result<i32> {
-    run(args, COMMON, &SCRIPTS)
+/// One boot of a bench: what daemons run cannot be changed within one.
+struct Boot {
+    name: &'static str,
+    script: String,
+    /// Builds what is unpacked over the image in this boot alone.
+    more: Option<fn(&Path, XenVersion) -> Result<PathBuf>>,
 }
 
-/// Block back ends.
+/// Creating guests.
+pub fn create(args: &BenchArgs) -> Result<i32> {
+    let common = include_str!("../bench/common");
+    let boot = |name, script| Boot {
+        name,
+        script: format!("{common}{script}"),
+        more: None,
+    };
+    run(
+        args,
+        &[
+            boot(
+                "boot with stock daemons",
+                include_str!("../bench/create-stock"),
+            ),
+            boot(
+                "boot with our daemons",
+                include_str!("../bench/create-ours"),
+            ),
+        ],
+    )
+}
+
+/// Block back ends. QEMU has a boot of its own, so that the others' image stays as small as it is.
 pub fn blk(args: &BenchArgs) -> Result<i32> {
-    let script = include_str!("../bench/blk");
-    run(args, "", &[("boot with both back ends", script)])
+    let common = include_str!("../bench/blk-common");
+    let rings = Boot {
+        name: "boot with our and the kernel's back end",
+        script: format!("{common}{}", include_str!("../bench/blk-kernel")),
+        more: None,
+    };
+    let qdisk = Boot {
+        name: "boot with QEMU's back end",
+        script: format!("{common}{}", include_str!("../bench/blk-qdisk")),
+        more: Some(qdisk::obtain),
+    };
+    run(args, &[rings, qdisk])
 }
 
 /// Runs a bench and prints its rows.
-fn run(args: &BenchArgs, common: &str, scripts: &[(&str, &str)]) -> Result<i32> {
+fn run(args: &BenchArgs, boots: &[Boot]) -> Result<i32> {
     ui::init(args.verbose);
     let prepared = Prepared::new(&[args.xen], false, Some(Profile::Release), args.keep)?;
     if let Some(file) = &args.script {
-        let script = String::from_utf8_lossy(&paths::read(file)?).into_owned();
-        print!("{}", measure(&prepared, args, &script)?);
+        let boot = Boot {
+            name: "boot with the script",
+            script: String::from_utf8_lossy(&paths::read(file)?).into_owned(),
+            // The last boot's is the largest.
+            more: boots.last().and_then(|boot| boot.more),
+        };
+        print!("{}", measure(&prepared, args, &boot)?);
         return Ok(0);
     }
     let mut out = String::new();
-    for (name, script) in scripts {
-        let script = format!("{common}{script}");
-        let words = ui::slow(name, || measure(&prepared, args, &script))?;
+    for boot in boots {
+        let words = ui::slow(boot.name, || measure(&prepared, args, boot))?;
         out += &words;
     }
     ui::detail(out.trim_end());
@@ -117,11 +145,15 @@ fn run(args: &BenchArgs, common: &str, scripts: &[(&str, &str)]) -> Result<i32> 
 }
 
 /// Boots with the bench in the image and gives what it printed.
-fn measure(prepared: &Prepared, args: &BenchArgs, script: &str) -> Result<String> {
+fn measure(prepared: &Prepared, args: &BenchArgs, boot: &Boot) -> Result<String> {
     let folder = RunFolder::new(&prepared.lab, prepared.keep)?;
     let dir = folder.path();
     let image = prepared.image(args.xen)?;
-    let initrd = boot_image(dir, image, prepared, script)?;
+    let more = match boot.more {
+        Some(obtain) => paths::read(&obtain(&prepared.lab, args.xen)?)?,
+        None => Vec::new(),
+    };
+    let initrd = boot_image(dir, image, prepared, &boot.script, more)?;
     let machine = Machine {
         image,
         initrd: &initrd,
@@ -174,7 +206,13 @@ fn harvest(console: &str) -> Result<String> {
 }
 
 /// dom0's image with our programs, guests and the bench in it: nothing is read over 9p.
-fn boot_image(dir: &Path, image: &Image, prepared: &Prepared, script: &str) -> Result<PathBuf> {
+fn boot_image(
+    dir: &Path,
+    image: &Image,
+    prepared: &Prepared,
+    script: &str,
+    more: Vec<u8>,
+) -> Result<PathBuf> {
     let mut tree = Tree::new();
     for (name, file) in &prepared.built.programs {
         tree.file(&format!("lab/bin/{name}"), 0o755, stripped(file, dir)?);
@@ -190,6 +228,7 @@ fn boot_image(dir: &Path, image: &Image, prepared: &Prepared, script: &str) -> R
     tree.file("usr/lib/lab/bench", 0o755, script);
     // Linux unpacks archives that follow each other.
     let mut bytes = paths::read(&image.initrd)?;
+    bytes.extend(more);
     bytes.extend(tree.to_cpio());
     let path = dir.join("bench-initrd");
     paths::write_atomically(&path, &bytes)?;

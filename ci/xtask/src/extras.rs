@@ -4,10 +4,11 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use crate::archive;
 use crate::cpio::Tree;
 use crate::error::{Context, Result, fail};
 use crate::packages;
-use crate::paths::{self, Key, Lock};
+use crate::paths;
 use crate::stock::{self, locate, names_in};
 
 /// Programs, with the libraries they need.
@@ -40,22 +41,7 @@ const FOLDERS: &[&str] = &[
 /// Builds the archive, or finds it built.
 pub fn obtain(lab: &Path) -> Result<PathBuf> {
     let set = packages::extras(lab)?;
-    let mut key = Key::default();
-    for package in &set.packages {
-        key.add(&package.sha256);
-    }
-    key.add(include_str!("extras.rs"));
-    let dir = lab.join("extras");
-    paths::make_dir(&dir)?;
-    let file = dir.join(format!("{}.cpio", key.hex()));
-    let _lock = Lock::exclusive(&dir.join("lock"))?;
-    if !file.exists() {
-        for old in names_in(&dir)?.iter().filter(|n| n.ends_with(".cpio")) {
-            let _ = std::fs::remove_file(dir.join(old));
-        }
-        paths::write_atomically(&file, &build(&set.root)?.to_cpio())?;
-    }
-    Ok(file)
+    archive::obtain(lab, "extras", &set, include_str!("extras.rs"), build)
 }
 
 fn build(root: &Path) -> Result<Tree> {

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod archive;
 mod bench;
 mod bench_native;
 mod bench_store;
@@ -24,6 +25,7 @@ mod lab;
 mod order;
 mod packages;
 mod paths;
+mod qdisk;
 mod qemu;
 mod qemu_img;
 mod qmp;
@@ -95,8 +97,8 @@ enum Bench {
     /// Creating guests: `xlrs create` beside stock `xl create`, in a scripted boot whose clock counts
     /// instructions, so that figures repeat.
     Create(bench::BenchArgs),
-    /// Disks: blkback beside the kernel's back end over a loop device, the same guest on both, in a scripted
-    /// boot whose clock counts instructions.
+    /// Disks: blkback beside the kernel's back end over a loop device and QEMU's qdisk, the same guest on each,
+    /// in scripted boots whose clock counts instructions.
     Blk(bench::BenchArgs),
     /// Disks, natively: blkback with a guest in its own process, beside fio with io_uring on the same file.
     BlkNative(bench_native::NativeArgs),

@@ -169,6 +169,15 @@ pub fn extras(lab: &Path) -> Result<PackageSet> {
     })
 }
 
+/// QEMU as the device model of that Xen's release, with its libraries.
+pub fn qemu(lab: &Path, version: XenVersion) -> Result<PackageSet> {
+    let wanted = ["qemu-system-xen", "qemu-system-data", "zlib1g"];
+    let set = format!("qemu-{}", version.name());
+    obtain(lab, &set, version.suite(), &wanted, false, |name| {
+        wanted.contains(&name) || name.starts_with("lib") && useful(name)
+    })
+}
+
 const EXTRAS: &[&str] = &[
     "xen-utils-common",
     "python3.11-minimal",
