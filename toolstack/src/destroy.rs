@@ -61,8 +61,8 @@ pub fn devices(store: &impl Store, dom: DomId) -> Result<Vec<Device>> {
     collect().map_err(failed)
 }
 
-/// Removes a guest and all that is known of it. Whatever can be removed is removed; the first thing that
-/// went wrong is told at the end.
+/// Removes a guest and all that is known of it. Whatever can be removed is removed; what went wrong is told at the
+/// end, the first of it with its hint.
 ///
 /// # Errors
 /// There is no such guest, or something resisted.
@@ -119,12 +119,13 @@ pub fn remove<C: DomainControl, S: StoreControl>(
     let dom = info.dom;
     // Nobody shall take what is half removed for leftovers.
     let _lock = Lock::share(About::Removing)?;
-    let mut first = Ok(());
+    let mut outcome: Result<()> = Ok(());
     let mut note = |result: Result<()>| {
-        if let Err(error) = result
-            && first.is_ok()
-        {
-            first = Err(error);
+        if let Err(error) = result {
+            outcome = Err(match std::mem::replace(&mut outcome, Ok(())) {
+                Ok(()) => error,
+                Err(first) => first.then(&error),
+            });
         }
     };
     if !info.flags.dying {
@@ -136,10 +137,12 @@ pub fn remove<C: DomainControl, S: StoreControl>(
             .destroy(dom)
             .map_err(Error::hal("destroy domain", dom)),
     );
-    note(remove_nodes(store, dom, &info.uuid));
-    note(userdata::remove(dom, &info.uuid));
+    let removed = remove_nodes(store, dom, &info.uuid);
+    // While these files are there, the supervisor knows whose the nodes are.
+    let forgotten = removed.and_then(|()| userdata::remove(dom, &info.uuid));
+    note(forgotten);
     note(userdata::note_end(dom));
-    first
+    outcome
 }
 
 /// Asks all back ends to close, waits until they have, removes their nodes.

@@ -112,6 +112,18 @@ impl Error {
         self
     }
 
+    /// The same, and what went wrong after it.
+    pub fn then(mut self, later: &Error) -> Error {
+        let Error {
+            step,
+            object,
+            cause,
+            ..
+        } = later;
+        self.cause = format!("{}; then {step} {object}: {cause}", self.cause);
+        self
+    }
+
     /// Names the step and object of an error of a lower layer.
     pub fn hal(step: &'static str, object: impl fmt::Display) -> impl FnOnce(HalError) -> Error {
         move |error| {
