@@ -368,8 +368,12 @@ fn clear_away<C: DomainControl, S: StoreControl>(
     let vm = crate::store::text(store, None, &format!("{home}/vm"))?;
     // The number may belong to another guest by now.
     if vm.is_some_and(|vm| vm == crate::nodes::vm(id)) {
-        destroy::remove_devices(store, dom)?;
+        // A script that fails is no reason to keep the nodes.
+        let removed = destroy::remove_devices(store, dom);
         destroy::remove_nodes(store, dom, id)?;
+        if let Err(error) = removed {
+            daemon::log(&format!("domain {dom} is gone: {error}"));
+        }
     } else {
         store.rm_if_present(None, &crate::nodes::vm(id))?;
     }
