@@ -24,19 +24,9 @@ pub fn copy_and_ping(host: &Host) -> Outcome {
     pattern::fill(11, 0, &mut content);
     std::fs::create_dir(&tree).map_err(broken)?;
     std::fs::write(tree.join("original"), &content).map_err(broken)?;
-    let [image_text, tree_text] = [&image, &tree].map(|path| path.display().to_string());
+    let image_text = image.display().to_string();
     host.step("make an ext4 file system with a file of 2 MiB");
-    host.run(&[
-        "mkfs.ext4",
-        "-q",
-        "-F",
-        "-O",
-        "^has_journal",
-        "-d",
-        &tree_text,
-        &image_text,
-    ])?
-    .succeeded()?;
+    host.make_ext4(&image, &tree)?;
     let work = "mount -t ext4 /dev/xvda /mnt && cp /mnt/original /mnt/copy && sync && \
                 md5sum /mnt/original /mnt/copy && ping -c 3 -w 30 10.0.0.1 && umount /mnt";
     leaves_nothing(host, || {

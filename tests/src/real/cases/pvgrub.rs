@@ -31,18 +31,8 @@ pub fn boot(host: &Host) -> Outcome {
     std::fs::copy(ramdisk, boot.join("initrd")).or_broken("copy the ramdisk")?;
     std::fs::write(boot.join("grub/grub.cfg"), GRUB_CFG).or_broken("write grub.cfg")?;
     let image = host.zero_file("grub.img", 96)?;
-    let [image_text, tree_text] = [&image, &tree].map(|path| path.display().to_string());
-    host.run(&[
-        "mkfs.ext4",
-        "-q",
-        "-F",
-        "-O",
-        "^has_journal",
-        "-d",
-        &tree_text,
-        &image_text,
-    ])?
-    .succeeded()?;
+    let image_text = image.display().to_string();
+    host.make_ext4(&image, &tree)?;
     std::fs::remove_dir_all(&tree).or_broken("remove a folder")?;
     leaves_nothing(host, || {
         let text = format!(
