@@ -125,7 +125,7 @@ fn word(control: &Control, dom: DomId, address: u64) -> u64 {
 }
 
 /// Looks at everything a guest finds when it starts.
-fn inspect<M>(world: &World, dom: DomId, guest: &Prepared, built: Built<M>) {
+fn inspect(world: &World, dom: DomId, guest: &Prepared, built: Built) {
     let control = world.control();
     let pages = guest.config.memory_kib / 4;
     let start = control.start(dom).expect("a first vCPU");
@@ -210,6 +210,20 @@ fn a_guest_finds_everything() {
         control.destroy(dom).unwrap();
         world.assert_nothing_left();
     }
+}
+
+#[test]
+fn a_guest_starts_when_nobody_else_can_write_to_it() {
+    let files = Files::new("starts");
+    let guest = files.prepare(4, "");
+    let world = World::new();
+    let control = world.control();
+    let dom = create(&control);
+    let built = build(&control, dom, &guest).unwrap();
+    let page = control.map_frames(dom, &[built.start_info]).unwrap();
+    control.unpause(dom).expect_err("a page is still mapped");
+    drop(page);
+    control.unpause(dom).unwrap();
 }
 
 #[test]

@@ -24,7 +24,7 @@ const VCPU_INFO_SIZE: usize = 64;
 
 /// What the rest of the toolstack must know of a filled domain.
 #[derive(Debug)]
-pub struct Built<M> {
+pub struct Built {
     /// The domain.
     pub dom: DomId,
     /// The store's ring and port.
@@ -33,16 +33,13 @@ pub struct Built<M> {
     pub console: (Mfn, Port),
     /// The page of start_info.
     pub start_info: Mfn,
-    /// What was written, still mapped: to unmap it takes a trap into Xen for each page, which is nothing to
-    /// wait for before the guest starts.
-    pub contents: M,
 }
 
 /// Fills the paused, empty domain `dom`, so that unpausing starts the guest.
 ///
 /// # Errors
 /// The hypercall that failed; the domain is then to be destroyed.
-pub fn build<C: Placement>(control: &C, dom: DomId, guest: &Prepared) -> Result<Built<C::Mapping>> {
+pub fn build<C: Placement>(control: &C, dom: DomId, guest: &Prepared) -> Result<Built> {
     let (config, plan) = (&guest.config, &guest.plan);
     let object = format!("{} (domain {dom})", config.name);
     let failed = |step: &'static str| Error::hal(step, &object);
@@ -91,17 +88,15 @@ pub fn build<C: Placement>(control: &C, dom: DomId, guest: &Prepared) -> Result<
     let layout = |error: LayoutError| Error::new("lay out", &object, error).kind(Kind::Invalid);
     let info = info.encode().map_err(layout)?;
 
-    let map = |regions, behind: &[Mfn]| {
-        Window::map(control, dom, &p2m, regions, behind).map_err(failed("map the memory of"))
-    };
-    let contents = map(content_regions(plan), &[shared_info])?;
-    let tables = map(table_regions(plan), &[])?;
+    let window = Window::map(control, dom, &p2m, regions(plan), &[shared_info])
+        .map_err(failed("map the memory of"))?;
     times::mark("map");
-    write_contents(&contents, guest, &p2m, &info)?;
-    write_tables(&tables, guest, &p2m)?;
+    write_contents(&window, guest, &p2m, &info)?;
+    write_tables(&window, guest, &p2m)?;
     times::mark("write");
-    // Xen refuses page tables that anybody could still write to.
-    drop(tables);
+    // Xen refuses page tables that anybody could still write to, and so it does the guest's own: its first
+    // act is to make descriptor tables and page tables of pages of its kernel.
+    drop(window);
     times::mark("unmap");
 
     if let Some(page) = guest.kernel.image()?.hypercall_page {
@@ -136,7 +131,6 @@ pub fn build<C: Placement>(control: &C, dom: DomId, guest: &Prepared) -> Result<
         store: (frame(plan.store), store_port),
         console: (frame(plan.console), console_port),
         start_info: frame(plan.start_info),
-        contents: contents.memory,
     })
 }
 
@@ -173,8 +167,8 @@ fn populate<C: DomainControl>(control: &C, dom: DomId, guest: &Prepared) -> Resu
     Ok(p2m)
 }
 
-/// What is written of a guest's memory but its page tables.
-fn content_regions(plan: &BootPlan) -> Vec<Region> {
+/// What is written of a guest's memory.
+fn regions(plan: &BootPlan) -> Vec<Region> {
     let one = |first| Region { first, pages: 1 };
     let mut regions = vec![
         plan.kernel,
@@ -184,16 +178,12 @@ fn content_regions(plan: &BootPlan) -> Vec<Region> {
         one(plan.console),
     ];
     regions.extend(plan.initrd.map(|initrd| initrd.region));
-    regions
-}
-
-fn table_regions(plan: &BootPlan) -> Vec<Region> {
-    let runs = plan.mappings.iter().flat_map(|mapping| &mapping.runs);
-    runs.map(|run| Region {
+    let tables = plan.mappings.iter().flat_map(|mapping| &mapping.runs);
+    regions.extend(tables.map(|run| Region {
         first: run.first,
         pages: run.count,
-    })
-    .collect()
+    }));
+    regions
 }
 
 /// Everything but page tables; the shared info page is behind the regions.

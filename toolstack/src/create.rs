@@ -39,8 +39,6 @@ pub struct DomainGuard<'a, C: DomainControl, S: StoreControl> {
     mark: Option<Underway>,
     /// The page of its start_info, once there is one.
     start_info: Option<Mfn>,
-    /// What was written of its memory.
-    contents: Option<C::Mapping>,
 }
 
 impl<'a, C: DomainControl, S: StoreControl> DomainGuard<'a, C, S> {
@@ -52,7 +50,6 @@ impl<'a, C: DomainControl, S: StoreControl> DomainGuard<'a, C, S> {
             uuid,
             mark: Some(mark),
             start_info: None,
-            contents: None,
         }
     }
 
@@ -85,13 +82,6 @@ impl<'a, C: DomainControl, S: StoreControl> DomainGuard<'a, C, S> {
         self.mark = None;
         self.dom
     }
-
-    /// The domain stays, and this process ends at once: the kernel takes down all that it has mapped
-    /// together, for a fraction of what unmapping costs.
-    pub fn keep_and_exit(mut self) -> DomId {
-        std::mem::forget(self.contents.take());
-        self.keep()
-    }
 }
 
 impl<C: DomainControl, S: StoreControl> Drop for DomainGuard<'_, C, S> {
@@ -100,8 +90,6 @@ impl<C: DomainControl, S: StoreControl> Drop for DomainGuard<'_, C, S> {
             return;
         };
         interrupt::ignore();
-        // A domain whose memory is mapped cannot go.
-        self.contents = None;
         let info = match self.control.info(self.dom) {
             Ok(Some(info)) if info.uuid == self.uuid => info,
             Ok(_) => return,
@@ -204,7 +192,6 @@ fn create_as<'a, C: Placement, S: StoreControl>(
     times::mark("devices");
     connect_devices(store, dom, guest, loops)?;
     interrupt::check()?;
-    guard.contents = Some(built.contents);
     Ok(guard)
 }
 
@@ -267,12 +254,7 @@ fn set_cmdline(control: &impl DomainControl, dom: DomId, page: Mfn, cmdline: &st
 }
 
 /// Writes a guest's nodes and makes the daemon listen to it.
-fn introduce<S: StoreControl, M>(
-    store: &S,
-    home: &Nodes,
-    guest: &Guest,
-    built: &Built<M>,
-) -> Result<()> {
+fn introduce<S: StoreControl>(store: &S, home: &Nodes, guest: &Guest, built: &Built) -> Result<()> {
     let (dom, (ring, port)) = (built.dom, built.store);
     let mut results = store.batch_and_introduce(&home.ops(), dom, ring, port);
     let introduced = results.pop();

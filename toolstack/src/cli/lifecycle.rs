@@ -252,7 +252,7 @@ fn start(config: xlrs::config::DomainConfig, paused: bool, console: bool) -> Res
     times::mark("ready");
     start()?;
     times::mark("unpause");
-    guard.keep_and_exit();
+    guard.keep();
     held.release();
     super::leave()
 }

@@ -267,7 +267,14 @@ impl DomainControl for Control {
         })
     }
 
+    /// Xen itself would let a guest start whose memory domain 0 can still write to. That guest is then refused
+    /// its own descriptor and page tables, if it is fast enough.
     fn unpause(&self, dom: DomId) -> Result<()> {
+        if !self.world.lock().frames_mapped(dom).is_empty() {
+            let said = format!("domain {dom}: starts while domain 0 still has its memory mapped");
+            self.world.lock().refusals.push(said);
+            return failed("XEN_DOMCTL_unpausedomain", dom, Errno::EINVAL);
+        }
         self.with("XEN_DOMCTL_unpausedomain", dom, |build, _| {
             build.paused = build.paused.checked_sub(1).ok_or(Errno::EINVAL)?;
             Ok(())
