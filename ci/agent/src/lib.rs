@@ -1,4 +1,4 @@
-//! What the lab's host side and its agent in dom0 say to each other.
+//! What the lab's host side and its agent in dom0 say to each other, and what both know of programs.
 //!
 //! Invariant: no panic on any input; a damaged stream loses frames, never the connection.
 //! Invariant: does no I/O; bytes in, frames out.
@@ -6,6 +6,7 @@
 
 pub mod frame;
 pub mod message;
+pub mod symbols;
 
 /// Name of the virtio-serial port that carries the frames.
 pub const PORT_NAME: &str = "lab";

@@ -1,8 +1,10 @@
 //! The lab's agent: runs in dom0 and executes what the host asks for over a virtio-serial port.
 //!
 //! `lab-agent serve` is the loop; `lab-agent seed` gives the kernel its first entropy at boot;
-//! `lab-agent time FILE -- CMD...` runs a command and writes how long it took.
+//! `lab-agent time FILE -- CMD...` runs a command and writes how long it took;
+//! `lab-agent calls FILE -- CMD...` writes which of its functions ran.
 
+mod calls;
 mod commands;
 mod entropy;
 mod port;
@@ -24,8 +26,9 @@ fn main() {
         "serve" => serve(),
         "seed" => entropy::seed_at_boot(),
         "time" => time(),
+        "calls" => calls(),
         _ => {
-            eprintln!("usage: lab-agent serve | seed | time FILE -- CMD...");
+            eprintln!("usage: lab-agent serve | seed | time FILE -- CMD... | calls FILE -- CMD...");
             std::process::exit(2);
         }
     };
@@ -38,13 +41,7 @@ fn main() {
 /// Runs a command, its stdout thrown away, and writes the microseconds from before its start to after
 /// its end into a file. Exits with the command's status.
 fn time() -> std::io::Result<()> {
-    let args: Vec<String> = std::env::args().skip(2).collect();
-    let [file, dashes, program, rest @ ..] = args.as_slice() else {
-        return Err(std::io::Error::other("usage: time FILE -- CMD..."));
-    };
-    if dashes != "--" {
-        return Err(std::io::Error::other("usage: time FILE -- CMD..."));
-    }
+    let (file, program, rest) = file_and_command()?;
     let mut command = std::process::Command::new(program);
     command.args(rest).stdout(std::process::Stdio::null());
     let begun = Instant::now();
@@ -52,6 +49,26 @@ fn time() -> std::io::Result<()> {
     let took = begun.elapsed();
     std::fs::write(file, format!("{:.3}\n", took.as_secs_f64() * 1e6))?;
     std::process::exit(status.code().unwrap_or(255));
+}
+
+/// Runs a command, its stdout thrown away, and writes the names of the functions that ran into a file, one a line.
+/// Exits with the command's status.
+fn calls() -> std::io::Result<()> {
+    let (file, program, rest) = file_and_command()?;
+    let (status, called) = calls::record(&program, &rest)?;
+    std::fs::write(file, called.join("\n") + "\n")?;
+    std::process::exit(status.code().unwrap_or(255));
+}
+
+/// What stands behind a verb: `FILE -- CMD...`.
+fn file_and_command() -> std::io::Result<(String, String, Vec<String>)> {
+    let mut args = std::env::args().skip(2);
+    match (args.next(), args.next(), args.next()) {
+        (Some(file), Some(dashes), Some(program)) if dashes == "--" => {
+            Ok((file, program, args.collect()))
+        }
+        _ => Err(std::io::Error::other("wanted: FILE -- CMD...")),
+    }
 }
 
 /// Takes messages from the port for ever.

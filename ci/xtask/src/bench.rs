@@ -68,30 +68,38 @@ const LIMIT: Duration = Duration::from_secs(1200);
 const MEMORY_MIB: u32 = 3072;
 
 /// One boot of a bench: what daemons run cannot be changed within one.
-struct Boot {
+pub struct Boot {
     name: &'static str,
     script: String,
     /// Builds what is unpacked over the image in this boot alone.
     more: Option<fn(&Path, XenVersion) -> Result<PathBuf>>,
 }
 
+impl Boot {
+    /// A boot with what scripts have in common before its own.
+    pub fn new(name: &'static str, common: &str, script: &str) -> Boot {
+        Boot {
+            name,
+            script: format!("{common}{script}"),
+            more: None,
+        }
+    }
+}
+
 /// Creating guests.
 pub fn create(args: &BenchArgs) -> Result<i32> {
     let common = include_str!("../bench/common");
-    let boot = |name, script| Boot {
-        name,
-        script: format!("{common}{script}"),
-        more: None,
-    };
     run(
         args,
         &[
-            boot(
+            Boot::new(
                 "boot with stock daemons",
+                common,
                 include_str!("../bench/create-stock"),
             ),
-            boot(
+            Boot::new(
                 "boot with our daemons",
+                common,
                 include_str!("../bench/create-ours"),
             ),
         ],
@@ -101,15 +109,15 @@ pub fn create(args: &BenchArgs) -> Result<i32> {
 /// Block back ends. QEMU has a boot of its own, so that the others' image stays as small as it is.
 pub fn blk(args: &BenchArgs) -> Result<i32> {
     let common = include_str!("../bench/blk-common");
-    let rings = Boot {
-        name: "boot with our and the kernel's back end",
-        script: format!("{common}{}", include_str!("../bench/blk-kernel")),
-        more: None,
-    };
+    let rings = Boot::new(
+        "boot with our and the kernel's back end",
+        common,
+        include_str!("../bench/blk-kernel"),
+    );
+    let script = include_str!("../bench/blk-qdisk");
     let qdisk = Boot {
-        name: "boot with QEMU's back end",
-        script: format!("{common}{}", include_str!("../bench/blk-qdisk")),
         more: Some(qdisk::obtain),
+        ..Boot::new("boot with QEMU's back end", common, script)
     };
     run(args, &[rings, qdisk])
 }
@@ -125,12 +133,12 @@ fn run(args: &BenchArgs, boots: &[Boot]) -> Result<i32> {
             // The last boot's is the largest.
             more: boots.last().and_then(|boot| boot.more),
         };
-        print!("{}", measure(&prepared, args, &boot)?);
+        print!("{}", measure(&prepared, args.xen, &boot)?);
         return Ok(0);
     }
     let mut out = String::new();
     for boot in boots {
-        let words = ui::slow(boot.name, || measure(&prepared, args, boot))?;
+        let words = ui::slow(boot.name, || measure(&prepared, args.xen, boot))?;
         out += &words;
     }
     ui::detail(out.trim_end());
@@ -145,12 +153,12 @@ fn run(args: &BenchArgs, boots: &[Boot]) -> Result<i32> {
 }
 
 /// Boots with the bench in the image and gives what it printed.
-fn measure(prepared: &Prepared, args: &BenchArgs, boot: &Boot) -> Result<String> {
+pub fn measure(prepared: &Prepared, xen: XenVersion, boot: &Boot) -> Result<String> {
     let folder = RunFolder::new(&prepared.lab, prepared.keep)?;
     let dir = folder.path();
-    let image = prepared.image(args.xen)?;
+    let image = prepared.image(xen)?;
     let more = match boot.more {
-        Some(obtain) => paths::read(&obtain(&prepared.lab, args.xen)?)?,
+        Some(obtain) => paths::read(&obtain(&prepared.lab, xen)?)?,
         None => Vec::new(),
     };
     let initrd = boot_image(dir, image, prepared, &boot.script, more)?;

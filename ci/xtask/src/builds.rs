@@ -10,6 +10,7 @@ use crate::elf;
 use crate::error::{Context, Error, Result, fail};
 use crate::order;
 use crate::paths::{self, Key, Lock};
+use crate::record;
 use crate::ui;
 
 const TARGET: &str = "x86_64-unknown-linux-gnu";
@@ -92,34 +93,52 @@ pub fn programs(names: &[&str], profile: Profile) -> Result<Built> {
     Ok(built)
 }
 
+/// Most times that `xlrs` is linked in one build: once to learn its names, once in their order.
+const LINKS: usize = 2;
+
 /// Builds `xlrs` so that what `xlrs create` runs lies in one place. The linker wants names as they are in the
 /// program: those of the last build, and if these have changed it links again.
 fn xlrs_in_order(workspace: &Path, program: &Path) -> Result<()> {
-    let recorded = paths::read(&workspace.join("toolstack/create.order"))?;
+    let recorded = paths::read(&workspace.join(record::FILE))?;
     let recorded = String::from_utf8_lossy(&recorded);
-    let last = program.with_extension("order");
-    let mut names = std::fs::read_to_string(&last).unwrap_or_default();
-    loop {
-        // cargo sees by its name that a list is another one.
-        let list = program.with_extension(format!("{}.order", Key::default().add(&names).hex()));
-        paths::write_atomically(&list, names.as_bytes())?;
-        let mut args = ["rustc", "--release", "-p", "xlrs", "--bin", "xlrs"]
-            .map(String::from)
-            .to_vec();
-        args.extend([format!("--target={TARGET}"), "--".into()]);
-        let ordering = format!("--symbol-ordering-file={}", list.display());
-        for option in [&*ordering, "--no-warn-symbol-ordering"] {
-            args.push(format!("-Clink-arg=-Wl,{option}"));
-        }
+    // Always the same file: names end in a hash of, among others, the linker's arguments.
+    let list = program.with_extension("order");
+    let mut args = ["rustc", "--release", "-p", "xlrs", "--bin", "xlrs"]
+        .map(String::from)
+        .to_vec();
+    args.extend([format!("--target={TARGET}"), "--".into()]);
+    let ordering = format!("--symbol-ordering-file={}", list.display());
+    for option in [&*ordering, "--no-warn-symbol-ordering"] {
+        args.push(format!("-Clink-arg=-Wl,{option}"));
+    }
+    if !list.exists() {
+        paths::write_atomically(&list, b"")?;
+    }
+    for _ in 0..LINKS {
         cargo(workspace, &args, Some(STATIC_FLAGS))?;
         let found = order::order(&recorded, &paths::read(program)?)
             .ok_or_else(|| Error(format!("{} has no symbols", program.display())))?;
-        if found == names {
-            return Ok(());
+        if found.as_bytes() == paths::read(&list)? {
+            break;
         }
-        names = found;
-        paths::write_atomically(&last, names.as_bytes())?;
+        paths::write_atomically(&list, found.as_bytes())?;
+        forget_linked(program)?;
     }
+    Ok(())
+}
+
+/// Removes what cargo has linked, by which it knows that it is to be done again: it does not look into the list.
+fn forget_linked(program: &Path) -> Result<()> {
+    let deps = program.with_file_name("deps");
+    let entries = std::fs::read_dir(&deps).context(|| format!("reading {}", deps.display()))?;
+    for entry in entries.flatten() {
+        let path = entry.path();
+        let name = entry.file_name();
+        if name.to_string_lossy().starts_with("xlrs-") && path.extension().is_none() {
+            std::fs::remove_file(&path).context(|| format!("removing {}", path.display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Builds the guest images: a workspace of its own, with flags of its own.
@@ -203,10 +222,11 @@ fn agent_key(workspace: &Path) -> Result<String> {
 /// Runs cargo; its own words are shown only if it fails, or with --verbose.
 pub fn cargo(dir: &Path, args: &[String], encoded_flags: Option<&str>) -> Result<()> {
     let mut command = cargo_command(dir, encoded_flags);
-    command.args(args).stdin(Stdio::null());
+    // Before the verb: behind `--` it would be rustc's.
     if !ui::verbose() {
         command.arg("--quiet");
     }
+    command.args(args).stdin(Stdio::null());
     let out = command.output().context(|| "running cargo".into())?;
     let words = String::from_utf8_lossy(&out.stderr);
     if !out.status.success() {

@@ -1,5 +1,4 @@
-//! Reads the little that is needed from ELF files: libraries, the loader, a kernel module's `.modinfo`, names of
-//! functions.
+//! Reads the little that is needed from ELF files: libraries, the loader, a kernel module's `.modinfo`.
 //!
 //! Invariant: no panic on any input.
 
@@ -64,40 +63,6 @@ pub fn needs(bytes: &[u8]) -> Option<Needs> {
             .push(text_at(bytes, strings.checked_add(*at as usize)?)?);
     }
     Some(out)
-}
-
-/// The names of a program's functions, from its symbol table.
-pub fn functions(bytes: &[u8]) -> Option<Vec<String>> {
-    const SHT_SYMTAB: u32 = 2;
-    const SYMBOL: usize = 24;
-    const STT_FUNC: u8 = 2;
-    const STT_GNU_IFUNC: u8 = 10;
-    if !is_elf64(bytes) {
-        return None;
-    }
-    let table = u64_at(bytes, 40)? as usize;
-    let size = u16_at(bytes, 58)? as usize;
-    let section = |n: usize| table.checked_add(n.checked_mul(size)?);
-    for n in 0..u16_at(bytes, 60)? as usize {
-        let at = section(n)?;
-        if u32_at(bytes, at + 4)? != SHT_SYMTAB {
-            continue;
-        }
-        let strings = u64_at(bytes, section(u32_at(bytes, at + 40)? as usize)? + 24)? as usize;
-        let (offset, len) = (
-            u64_at(bytes, at + 24)? as usize,
-            u64_at(bytes, at + 32)? as usize,
-        );
-        let symbols = bytes.get(offset..offset.checked_add(len)?)?;
-        let functions = symbols.chunks_exact(SYMBOL).filter(|symbol| {
-            let defined = u16_at(symbol, 6) != Some(0);
-            defined && matches!(symbol[4] & 15, STT_FUNC | STT_GNU_IFUNC)
-        });
-        return functions
-            .map(|symbol| text_at(bytes, strings.checked_add(u32_at(symbol, 0)? as usize)?))
-            .collect();
-    }
-    None
 }
 
 /// The `key=value` strings of a kernel module.
@@ -187,7 +152,6 @@ mod tests {
             own.truncate(cut);
             let _ = needs(&own);
             let _ = modinfo(&own);
-            let _ = functions(&own);
         }
     }
 }

@@ -29,6 +29,7 @@ mod qdisk;
 mod qemu;
 mod qemu_img;
 mod qmp;
+mod record;
 mod runs;
 mod services;
 mod snapshot;
@@ -85,6 +86,9 @@ enum Verb {
     /// unit, better, ratio}, ratio = subject / peer.
     #[command(subcommand)]
     Bench(Bench),
+    /// Records which functions of xlrs run when guests are created, so that the linker puts them into one place:
+    /// writes toolstack/create.order. Worth it when much of that has changed.
+    RecordOrder(record::RecordArgs),
     /// Fuzzes what peers send, with coverage.
     ///
     /// Begins with inputs made from numbers; goes on with what an earlier run has kept in
@@ -151,6 +155,7 @@ fn main() -> ExitCode {
         Verb::Bench(Bench::Blk(args)) => bench::blk(&args),
         Verb::Bench(Bench::BlkNative(args)) => bench_native::run(&args),
         Verb::Bench(Bench::Store(args)) => bench_store::run(&args),
+        Verb::RecordOrder(args) => record::run(&args),
         Verb::Fuzz(args) => fuzz::run(&args),
     };
     match result {
