@@ -4,7 +4,7 @@ use pv_layout::{BootPlan, LayoutError, Region, START_INFO_SIZE, StartInfo};
 use xen_hal::{DomainControl, Placement, VcpuStart};
 use xen_ring::{SharedMemory, SharedMemoryExt};
 use xen_sys::types::PAGE_SIZE;
-use xen_sys::{DomId, GrantRef, Mfn, Pfn, Port, VcpuId};
+use xen_sys::{DomId, GrantRef, Mfn, Pfn, Plain, Port, VcpuId};
 
 use crate::error::{Error, Kind, Result};
 use crate::prepare::Prepared;
@@ -99,7 +99,7 @@ pub fn build<C: Placement>(control: &C, dom: DomId, guest: &Prepared) -> Result<
     drop(window);
     times::mark("unmap");
 
-    if let Some(page) = guest.kernel.image()?.hypercall_page {
+    if let Some(page) = guest.kernel.image().hypercall_page {
         control
             .hypercall_init(dom, frame(page))
             .map_err(failed("fill the hypercall page of"))?;
@@ -194,23 +194,19 @@ fn write_contents<M: SharedMemory>(
     info: &[u8; START_INFO_SIZE],
 ) -> Result<()> {
     let (plan, memory) = (&guest.plan, &window.memory);
-    let image = guest.kernel.image()?;
     let kernel = window.at(plan.kernel.first);
-    for segment in &image.segments {
+    for segment in &guest.kernel.image().segments {
         let at = kernel + (segment.at - plan.kernel.first.0 * PAGE_SIZE as u64) as usize;
-        memory.write_bytes(at, segment.data);
-        let len = segment.data.len();
+        let len = guest.kernel.put(segment, memory, at)?;
         window.zero(at + len, segment.mem_size as usize - len);
     }
     if let (Some(ramdisk), Some(place)) = (&guest.ramdisk, plan.initrd) {
         let start = window.at(place.region.first);
-        ramdisk.read_pieces(|at, piece| {
-            memory.write_bytes(start + at as usize, piece);
-        })?;
+        ramdisk.put(memory, start)?;
         let rest = place.region.pages as usize * PAGE_SIZE - place.len as usize;
         window.zero(start + place.len as usize, rest);
     }
-    window.write_words(window.at(plan.p2m.list.first), p2m, |mfn| mfn.0);
+    memory.write_bytes(window.at(plan.p2m.list.first), Mfn::all_as_bytes(p2m));
     for page in [plan.start_info, plan.store, plan.console] {
         window.zero(window.at(page), PAGE_SIZE);
     }
@@ -232,7 +228,8 @@ fn write_tables<M: SharedMemory>(window: &Window<M>, guest: &Prepared, p2m: &[Mf
         .page_tables(p2m)
         .map_err(|e| Error::new("lay out", &guest.config.name, e).kind(Kind::Invalid))?;
     for (frame, entries) in tables.frames.iter().zip(tables.entries.chunks_exact(512)) {
-        window.write_words(window.at(*frame), entries, |entry| *entry);
+        let at = window.at(*frame);
+        window.memory.write_bytes(at, u64::all_as_bytes(entries));
     }
     Ok(())
 }
@@ -277,17 +274,6 @@ impl<M: SharedMemory> Window<M> {
     fn behind(&self) -> usize {
         let last = self.places.last();
         last.map_or(0, |(region, at)| at + region.pages as usize * PAGE_SIZE)
-    }
-
-    fn write_words<T>(&self, mut at: usize, words: &[T], word: impl Fn(&T) -> u64) {
-        let mut page = [0u8; PAGE_SIZE];
-        for words in words.chunks(PAGE_SIZE / 8) {
-            for (bytes, item) in page.chunks_exact_mut(8).zip(words) {
-                bytes.copy_from_slice(&word(item).to_le_bytes());
-            }
-            self.memory.write_bytes(at, &page[..words.len() * 8]);
-            at += PAGE_SIZE;
-        }
     }
 
     fn zero(&self, mut at: usize, mut len: usize) {

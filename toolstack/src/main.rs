@@ -21,8 +21,7 @@ const PANICKED: i32 = 101;
 extern "C" fn main(_: c_int, _: *const *const c_char) -> c_int {
     os::set_up_process();
     let code = std::panic::catch_unwind(run).map_or(PANICKED, |code| code.0.into());
-    // Not by returning: what is left to be written goes out here.
-    std::process::exit(code)
+    os::leave(code)
 }
 
 fn run() -> ExitCode {

@@ -3,11 +3,13 @@
 #![allow(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Write};
 use std::net::UdpSocket;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+
+use xen_ring::SharedMemory;
 
 /// linux/loop.h
 const LOOP_CTL_GET_FREE: libc::Ioctl = 0x4c82;
@@ -151,6 +153,48 @@ fn loop_config(file: &File, name: &Path, writable: bool) -> LoopConfig {
         },
         reserved: [0; 8],
     }
+}
+
+/// Reads bytes of a file straight into a guest's memory: the kernel copies them there, once.
+///
+/// # Errors
+/// The file cannot be read, or ends before that.
+///
+/// # Panics
+/// The memory is not that large.
+pub fn read_to_guest(
+    file: &File,
+    mut from: u64,
+    memory: &impl SharedMemory,
+    at: usize,
+    len: usize,
+) -> io::Result<()> {
+    let fits = at.checked_add(len).is_some_and(|end| end <= memory.len());
+    assert!(fits, "{len} bytes at {at} of {}", memory.len());
+    let mut done = 0;
+    while done < len {
+        let offset = libc::off_t::try_from(from).map_err(io::Error::other)?;
+        // SAFETY: the range is within the memory by the assertion, and stays valid while `memory` is borrowed; no
+        // reference to it exists.
+        let read = unsafe {
+            let to = memory.base().as_ptr().add(at + done);
+            libc::pread(file.as_raw_fd(), to.cast(), len - done, offset)
+        };
+        match read {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            read if read > 0 => {
+                done += read as usize;
+                from += read as u64;
+            }
+            _ => {
+                let error = io::Error::last_os_error();
+                if error.kind() != io::ErrorKind::Interrupted {
+                    return Err(error);
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Network interfaces, by ioctl on a socket.
@@ -377,6 +421,29 @@ pub fn set_up_process() {
             // SAFETY: the path is a string of C's. It becomes the lowest that is free, which this is.
             unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDWR) };
         }
+    }
+}
+
+/// Ends the process with what has been written written, and nothing else done: what is open or mapped goes with it.
+pub fn leave(status: i32) -> ! {
+    // Whom it was written for may have gone.
+    let _ = io::stdout().flush();
+    // SAFETY: no destructor or handler is needed for anything that the kernel does not take down by itself.
+    unsafe { libc::_exit(status) }
+}
+
+/// Fills in random bytes that do not wait for the kernel's pool to fill.
+///
+/// # Errors
+/// The kernel has no such call, or not without waiting (Linux before 5.6).
+pub fn random(bytes: &mut [u8]) -> io::Result<()> {
+    // SAFETY: the kernel writes within the slice.
+    let got =
+        unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), libc::GRND_INSECURE) };
+    match usize::try_from(got) {
+        Ok(got) if got == bytes.len() => Ok(()),
+        Ok(_) => Err(io::ErrorKind::UnexpectedEof.into()),
+        Err(_) => Err(io::Error::last_os_error()),
     }
 }
 

@@ -112,7 +112,7 @@ impl Prepared {
         crate::times::mark("kernel");
         let ramdisk = config.ramdisk.as_deref().map(Ramdisk::open).transpose()?;
         let pages = config.memory_kib / 4;
-        let plan = BootPlan::new(&kernel.image()?, ramdisk.as_ref().map(Ramdisk::len), pages)
+        let plan = BootPlan::new(kernel.image(), ramdisk.as_ref().map(Ramdisk::len), pages)
             .map_err(|error| layout_error(&config, &kernel, error))?;
         crate::times::mark("plan");
         let too_long = config.cmdline.len() > pv_layout::CMDLINE_MAX;
@@ -340,21 +340,19 @@ impl fmt::Display for Prepared {
             self.kernel.unpacked_len(),
             config.cmdline
         )?;
-        if let Ok(image) = self.kernel.image() {
-            let notes = &image.notes;
-            let text = |note: &Option<String>| note.clone().unwrap_or_default();
-            writeln!(
-                f,
-                "  it is {} {}, {} hypercall page",
-                text(&notes.guest_os),
-                text(&notes.guest_version),
-                if image.hypercall_page.is_some() {
-                    "with"
-                } else {
-                    "without"
-                }
-            )?;
-        }
+        let image = self.kernel.image();
+        let text = |note: &Option<String>| note.clone().unwrap_or_default();
+        writeln!(
+            f,
+            "  it is {} {}, {} hypercall page",
+            text(&image.notes.guest_os),
+            text(&image.notes.guest_version),
+            if image.hypercall_page.is_some() {
+                "with"
+            } else {
+                "without"
+            }
+        )?;
         write!(f, "{}", self.plan)?;
         for disk in &self.disks {
             let c = &disk.config;

@@ -2,6 +2,8 @@
 
 use std::io::Read;
 
+use crate::os;
+
 /// Reads a UUID: 32 hexadecimal digits with any number of dashes between pairs.
 pub fn parse(text: &str) -> Option<[u8; 16]> {
     let digits: Vec<u8> = text.bytes().filter(|&b| b != b'-').collect();
@@ -23,7 +25,9 @@ pub fn format(uuid: &[u8; 16]) -> String {
         if matches!(index, 4 | 6 | 8 | 10) {
             out.push('-');
         }
-        out.push_str(&format!("{byte:02x}"));
+        for digit in [byte >> 4, byte & 15] {
+            out.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
+        }
     }
     out
 }
@@ -34,6 +38,9 @@ pub fn format(uuid: &[u8; 16]) -> String {
 /// /dev/urandom cannot be read.
 pub fn random<const N: usize>() -> std::io::Result<[u8; N]> {
     let mut bytes = [0; N];
+    if os::random(&mut bytes).is_ok() {
+        return Ok(bytes);
+    }
     std::fs::File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(bytes)
 }

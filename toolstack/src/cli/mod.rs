@@ -426,7 +426,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
 /// Ends the process after a success: what is open or mapped goes with it, for less than one by one.
 fn leave() -> ! {
     xlrs::times::print();
-    std::process::exit(0)
+    xlrs::os::leave(0)
 }
 
 /// The hypervisor, or what is in the way of reaching it.

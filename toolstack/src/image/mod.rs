@@ -3,71 +3,100 @@
 mod lzo;
 mod unpack;
 
+mod source;
+
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-use pv_layout::{Container, MAX_IMAGE_BYTES, PvImage, identify};
+use pv_layout::{Container, LoadSegment, MAX_IMAGE_BYTES, PvImage, Source, identify};
+use xen_ring::{SharedMemory, SharedMemoryExt};
 
 use crate::error::{Error, Result};
+use crate::os;
 
 pub use unpack::unpack;
+
+use source::KernelFile;
 
 /// Largest ramdisk: 4 GiB.
 const MAX_RAMDISK: u64 = 4 << 30;
 
-/// A kernel, unpacked and known to be one for PV guests.
+/// A kernel, known to be one for PV guests.
 #[derive(Debug)]
 pub struct Kernel {
     path: PathBuf,
-    bytes: Vec<u8>,
+    image: PvImage,
+    content: Content,
+}
+
+/// Where the bytes of a kernel are.
+#[derive(Debug)]
+enum Content {
+    /// Unpacked, or taken out of another file.
+    Memory(Vec<u8>),
+    /// As they shall be: they are read when the guest has room for them.
+    File(KernelFile),
 }
 
 impl Kernel {
-    /// Reads, unpacks and checks a kernel file.
+    /// Reads, unpacks and checks a kernel file; of one that needs no unpacking only what is to be checked is read.
     ///
     /// # Errors
     /// Names the file, and what about it is wrong.
     pub fn load(path: &Path) -> Result<Kernel> {
         let file = open(path, "read the kernel", "kernel=")?;
-        let mut bytes = read_all(path, file)?;
+        let failed = |e: &std::io::Error| Error::system("read the kernel", path.display(), e);
+        let file = KernelFile::new(file).map_err(|e| failed(&e))?;
         let invalid = |error: &dyn std::fmt::Display| {
             Error::new("use the kernel", path.display(), error)
                 .hint("the file may be cut off or damaged: compare it with its package's")
         };
-        if let Container::Compressed {
-            compression,
-            payload,
-            unpacked_len,
-        } = identify(&bytes).map_err(|e| {
-            invalid(&e).hint("name a PV kernel: an ELF file, or a Linux kernel (vmlinuz) built with CONFIG_XEN_PV")
-        })? {
-            bytes = unpack(compression, payload, unpacked_len).map_err(|e| invalid(&e))?;
-        } else if let Ok(Container::Elf(inner)) = identify(&bytes)
-            && inner.len() != bytes.len()
-        {
-            bytes = inner.to_vec();
+        if file.len() > MAX_IMAGE_BYTES {
+            let cause = "it is larger than 512 MiB";
+            return Err(Error::new("use the kernel", path.display(), cause)
+                .hint("a kernel is some 10 MiB; kernel= may name a disk by mistake"));
         }
-        let kernel = Kernel {
-            path: path.to_owned(),
-            bytes,
+        let content = if file.is_elf() {
+            Content::File(file)
+        } else {
+            let bytes = file.read_all().map_err(|e| failed(&e))?;
+            Content::Memory(match identify(&bytes).map_err(|e| {
+                invalid(&e).hint("name a PV kernel: an ELF file, or a Linux kernel (vmlinuz) built with CONFIG_XEN_PV")
+            })? {
+                Container::Compressed {
+                    compression,
+                    payload,
+                    unpacked_len,
+                } => unpack(compression, payload, unpacked_len).map_err(|e| invalid(&e))?,
+                Container::Elf(inner) => inner.to_vec(),
+            })
         };
-        PvImage::parse(&kernel.bytes).map_err(|e| {
+        let image = match &content {
+            Content::Memory(bytes) => PvImage::parse(&bytes[..]),
+            Content::File(file) => {
+                let image = PvImage::parse(file);
+                if let Some(error) = file.error() {
+                    return Err(failed(error));
+                }
+                image
+            }
+        };
+        let image = image.map_err(|e| {
             invalid(&e).hint(
                 "PV guests need a kernel with Xen's PV entry; Debian's linux-image-amd64 has it",
             )
         })?;
-        Ok(kernel)
+        Ok(Kernel {
+            path: path.to_owned(),
+            image,
+            content,
+        })
     }
 
-    /// The checked image in it.
-    ///
-    /// # Errors
-    /// None in practice: loading has checked it.
-    pub fn image(&self) -> Result<PvImage<'_>> {
-        PvImage::parse(&self.bytes)
-            .map_err(|e| Error::new("use the kernel", self.path.display(), e))
+    /// What it is and wants.
+    pub fn image(&self) -> &PvImage {
+        &self.image
     }
 
     /// Its file.
@@ -76,8 +105,31 @@ impl Kernel {
     }
 
     /// Its size, unpacked.
-    pub fn unpacked_len(&self) -> usize {
-        self.bytes.len()
+    pub fn unpacked_len(&self) -> u64 {
+        match &self.content {
+            Content::Memory(bytes) => bytes.len() as u64,
+            Content::File(file) => file.len(),
+        }
+    }
+
+    /// Puts the bytes of one of its segments into a guest's memory; how many these are.
+    ///
+    /// # Errors
+    /// The file cannot be read, or has shrunk meanwhile.
+    pub fn put(
+        &self,
+        segment: &LoadSegment,
+        memory: &impl SharedMemory,
+        at: usize,
+    ) -> Result<usize> {
+        let (start, end) = (segment.file.start as usize, segment.file.end as usize);
+        match &self.content {
+            Content::Memory(bytes) => memory.write_bytes(at, &bytes[start..end]),
+            Content::File(file) => file
+                .put(segment.file.start, memory, at, end - start)
+                .map_err(|e| Error::system("read the kernel", self.path.display(), &e))?,
+        }
+        Ok(end - start)
     }
 }
 
@@ -125,23 +177,13 @@ impl Ramdisk {
         self.len == 0
     }
 
-    /// Gives its content to `take` in pieces, with the offset of each.
+    /// Puts its content into a guest's memory.
     ///
     /// # Errors
     /// It cannot be read, or has shrunk meanwhile.
-    pub fn read_pieces(&self, mut take: impl FnMut(u64, &[u8])) -> Result<()> {
-        use std::os::unix::fs::FileExt;
-        let mut piece = vec![0; self.len.min(1 << 20) as usize];
-        let mut at = 0;
-        while at < self.len {
-            let wanted = (self.len - at).min(piece.len() as u64) as usize;
-            self.file
-                .read_exact_at(&mut piece[..wanted], at)
-                .map_err(|e| Error::system("read the ramdisk", self.path.display(), &e))?;
-            take(at, &piece[..wanted]);
-            at += wanted as u64;
-        }
-        Ok(())
+    pub fn put(&self, memory: &impl SharedMemory, at: usize) -> Result<()> {
+        os::read_to_guest(&self.file, 0, memory, at, self.len as usize)
+            .map_err(|e| Error::system("read the ramdisk", self.path.display(), &e))
     }
 }
 
@@ -167,25 +209,11 @@ fn open(path: &Path, step: &str, key: &str) -> Result<File> {
     Ok(file)
 }
 
-fn read_all(path: &Path, file: File) -> Result<Vec<u8>> {
-    let failed = |e: &std::io::Error| Error::system("read the kernel", path.display(), e);
-    let len = file.metadata().map_err(|e| failed(&e))?.len();
-    let mut bytes = Vec::with_capacity(len.min(MAX_IMAGE_BYTES) as usize + 1);
-    file.take(MAX_IMAGE_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|e| failed(&e))?;
-    if bytes.len() as u64 > MAX_IMAGE_BYTES {
-        let cause = "it is larger than 512 MiB";
-        return Err(Error::new("use the kernel", path.display(), cause)
-            .hint("a kernel is some 10 MiB; kernel= may name a disk by mistake"));
-    }
-    Ok(bytes)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::error::Kind;
+    use xen_hal::GrantTable;
 
     fn temp(name: &str, bytes: &[u8]) -> PathBuf {
         let path = std::env::temp_dir().join(format!("xlrs-image-{}-{name}", std::process::id()));
@@ -227,20 +255,18 @@ mod tests {
     }
 
     #[test]
-    fn ramdisks_are_read_in_pieces() {
-        let content: Vec<u8> = (0..(2u32 << 20) + 5).map(|i| (i % 251) as u8).collect();
+    fn ramdisks_are_put_where_they_belong() {
+        let content: Vec<u8> = (0..4000u32).map(|i| (i % 251) as u8).collect();
         let path = temp("ramdisk", &content);
         let ramdisk = Ramdisk::open(&path).unwrap();
-        let mut seen: Vec<u8> = Vec::new();
-        ramdisk
-            .read_pieces(|at, piece| {
-                assert_eq!(at as usize, seen.len());
-                seen.extend(piece);
-            })
-            .unwrap();
-        assert!(seen == content);
+        let world = xen_fake::World::new();
+        let memory = world.create_domain().grants().alloc_page().unwrap();
+        ramdisk.put(&memory, 8).unwrap();
+        let mut seen = vec![0; 4096];
+        memory.read_bytes(0, &mut seen);
+        assert!(seen[..8] == [0; 8] && seen[8..4008] == content && seen[4008..] == [0; 88]);
         std::fs::write(&path, b"short").unwrap();
-        assert!(ramdisk.read_pieces(|_, _| {}).is_err());
+        assert!(ramdisk.put(&memory, 8).is_err());
         std::fs::write(&path, b"").unwrap();
         assert!(Ramdisk::open(&path).is_err());
         std::fs::remove_file(path).unwrap();

@@ -1,4 +1,30 @@
-//! Reads little-endian numbers out of untrusted bytes.
+//! Reads little-endian numbers out of untrusted bytes, and what such bytes come from.
+
+use alloc::borrow::Cow;
+
+/// Where an image's bytes come from: of a file only what is looked at need be read.
+pub trait Source {
+    /// How many bytes there are.
+    fn len(&self) -> u64;
+
+    /// Whether there are none.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The `len` bytes at `at`, if they are there.
+    fn part(&self, at: u64, len: u64) -> Option<Cow<'_, [u8]>>;
+}
+
+impl Source for [u8] {
+    fn len(&self) -> u64 {
+        <[u8]>::len(self) as u64
+    }
+
+    fn part(&self, at: u64, len: u64) -> Option<Cow<'_, [u8]>> {
+        slice(self, at, len).map(Cow::Borrowed)
+    }
+}
 
 /// The `len` bytes at `at`, if they are there.
 pub(crate) fn slice(bytes: &[u8], at: u64, len: u64) -> Option<&[u8]> {

@@ -1,10 +1,12 @@
 //! Reads the parts of an ELF64 file that a PV builder needs: loadable segments and notes.
 
+use alloc::borrow::Cow;
 use alloc::format;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use crate::LayoutError;
-use crate::bytes::{slice, u16_at, u32_at, u64_at};
+use crate::bytes::{Source, u16_at, u32_at, u64_at};
 
 /// Most program or section headers that are looked at; a Linux kernel has 5 and 40.
 const MAX_HEADERS: u16 = 1024;
@@ -13,6 +15,10 @@ const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 const SHT_NOTE: u32 = 7;
 const EM_X86_64: u16 = 62;
+/// Most bytes of notes that are looked at, all together; a Linux kernel has some 500.
+const MAX_NOTE_BYTES: u64 = 1 << 20;
+/// `Elf64_Ehdr`
+const HEADER: u64 = 64;
 
 /// An x86_64 ELF program, its structure checked.
 #[derive(Clone, Debug)]
@@ -20,23 +26,25 @@ pub struct Elf<'a> {
     /// The header's entry point, a virtual address.
     pub entry: u64,
     /// The loadable segments that take up memory, in file order.
-    pub segments: Vec<Segment<'a>>,
+    pub segments: Vec<Segment>,
     /// The content of each PT_NOTE segment.
-    pub note_segments: Vec<&'a [u8]>,
-    /// The content of each SHT_NOTE section, for files without PT_NOTE.
-    pub note_sections: Vec<&'a [u8]>,
+    pub note_segments: Vec<Cow<'a, [u8]>>,
+    /// The table of sections: where it begins, the size of a header, their number.
+    sections: (u64, u64, u16),
+    /// The size of all note segments.
+    note_bytes: u64,
 }
 
-/// One loadable segment: `data`, then zeros up to `mem_size`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Segment<'a> {
+/// One loadable segment: what the file holds of it, then zeros up to `mem_size`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
     /// Virtual address (`p_vaddr`).
     pub vaddr: u64,
     /// "Physical" address (`p_paddr`), which is the one that counts when loading.
     pub paddr: u64,
-    /// What the file holds of it.
-    pub data: &'a [u8],
-    /// Its size in memory, at least `data.len()`, not 0.
+    /// Where the file holds its bytes: within the file.
+    pub file: Range<u64>,
+    /// Its size in memory, at least as many bytes as the file holds, not 0.
     pub mem_size: u64,
 }
 
@@ -46,19 +54,20 @@ impl<'a> Elf<'a> {
     /// # Errors
     /// [`LayoutError::WrongElf`] for another machine or kind of file, [`LayoutError::BadElf`] for headers
     /// or contents outside the file.
-    pub fn parse(file: &'a [u8]) -> Result<Elf<'a>, LayoutError> {
+    pub fn parse<S: Source + ?Sized>(file: &'a S) -> Result<Elf<'a>, LayoutError> {
         const TRUNCATED: LayoutError = LayoutError::BadElf("the file ends within its header");
-        if !file.starts_with(b"\x7fELF") {
+        if file.part(0, 4).as_deref() != Some(b"\x7fELF") {
             return Err(LayoutError::NotAKernel);
         }
-        let ident = slice(file, 0, 16).ok_or(TRUNCATED)?;
-        if ident[4] != 2 || ident[5] != 1 {
+        let header = file.part(0, HEADER).ok_or(TRUNCATED)?;
+        if header[4] != 2 || header[5] != 1 {
             return Err(LayoutError::WrongElf(
                 "it is 32-bit or big-endian; only 64-bit PV guests are supported".into(),
             ));
         }
-        let kind = u16_at(file, 16).ok_or(TRUNCATED)?;
-        let machine = u16_at(file, 18).ok_or(TRUNCATED)?;
+        let half = |at| u16_at(&header, at).ok_or(TRUNCATED);
+        let word = |at| u64_at(&header, at).ok_or(TRUNCATED);
+        let (kind, machine) = (half(16)?, half(18)?);
         if machine != EM_X86_64 {
             return Err(LayoutError::WrongElf(format!("its machine is {machine}")));
         }
@@ -69,20 +78,24 @@ impl<'a> Elf<'a> {
             )));
         }
         let mut elf = Elf {
-            entry: u64_at(file, 24).ok_or(TRUNCATED)?,
+            entry: word(24)?,
             segments: Vec::new(),
             note_segments: Vec::new(),
-            note_sections: Vec::new(),
+            sections: (word(40)?, half(58)?.into(), half(60)?.min(MAX_HEADERS)),
+            note_bytes: 0,
         };
-        elf.read_segments(file, u64_at(file, 32).ok_or(TRUNCATED)?)?;
-        elf.read_sections(file, u64_at(file, 40).ok_or(TRUNCATED)?);
+        elf.read_segments(file, word(32)?, half(54)?.into(), half(56)?)?;
         Ok(elf)
     }
 
-    fn read_segments(&mut self, file: &'a [u8], table: u64) -> Result<(), LayoutError> {
+    fn read_segments<S: Source + ?Sized>(
+        &mut self,
+        file: &'a S,
+        table: u64,
+        size: u64,
+        count: u16,
+    ) -> Result<(), LayoutError> {
         const OUTSIDE: LayoutError = LayoutError::BadElf("a program header lies outside the file");
-        let size = u64::from(u16_at(file, 54).ok_or(OUTSIDE)?);
-        let count = u16_at(file, 56).ok_or(OUTSIDE)?;
         if count > 0 && size < 56 {
             return Err(LayoutError::BadElf("its program headers are too small"));
         }
@@ -91,20 +104,29 @@ impl<'a> Elf<'a> {
         }
         for index in 0..u64::from(count) {
             let at = table.checked_add(index * size).ok_or(OUTSIDE)?;
-            let header = slice(file, at, 56).ok_or(OUTSIDE)?;
-            self.read_segment(file, header)?;
+            let header = file.part(at, 56).ok_or(OUTSIDE)?;
+            self.read_segment(file, &header)?;
         }
         Ok(())
     }
 
-    fn read_segment(&mut self, file: &'a [u8], header: &[u8]) -> Result<(), LayoutError> {
+    fn read_segment<S: Source + ?Sized>(
+        &mut self,
+        file: &'a S,
+        header: &[u8],
+    ) -> Result<(), LayoutError> {
         let word = |at| u64_at(header, at).unwrap_or(0);
         let kind = u32_at(header, 0).unwrap_or(0);
         let flags = u32_at(header, 4).unwrap_or(0);
         let (offset, vaddr, paddr) = (word(8), word(16), word(24));
         let (file_size, mem_size) = (word(32), word(40));
         if kind == PT_NOTE {
-            let data = slice(file, offset, file_size)
+            self.note_bytes = self.note_bytes.saturating_add(file_size);
+            if self.note_bytes > MAX_NOTE_BYTES {
+                return Err(LayoutError::BadElf("its notes are too long"));
+            }
+            let data = file
+                .part(offset, file_size)
                 .ok_or(LayoutError::BadElf("a note segment lies outside the file"))?;
             self.note_segments.push(data);
         }
@@ -112,7 +134,9 @@ impl<'a> Elf<'a> {
         if kind != PT_LOAD || flags & 7 == 0 || mem_size == 0 {
             return Ok(());
         }
-        let data = slice(file, offset, file_size)
+        let end = offset
+            .checked_add(file_size)
+            .filter(|&end| end <= file.len())
             .ok_or(LayoutError::BadElf("a segment lies outside the file"))?;
         if file_size > mem_size {
             return Err(LayoutError::BadElf(
@@ -127,33 +151,36 @@ impl<'a> Elf<'a> {
         self.segments.push(Segment {
             vaddr,
             paddr,
-            data,
+            file: offset..end,
             mem_size,
         });
         Ok(())
     }
 
-    /// Sections are a second source of notes only: what is broken about them is left out.
-    fn read_sections(&mut self, file: &'a [u8], table: u64) {
-        let size = u64::from(u16_at(file, 58).unwrap_or(0));
-        let count = u16_at(file, 60).unwrap_or(0).min(MAX_HEADERS);
+    /// The content of each SHT_NOTE section of the file that this was read from. Sections are a second source of notes
+    /// only: what is broken about them is left out.
+    pub fn note_sections<'f, S: Source + ?Sized>(&self, file: &'f S) -> Vec<Cow<'f, [u8]>> {
+        let (table, size, count) = self.sections;
+        let mut out = Vec::new();
+        let mut bytes = 0u64;
         if size < 64 || table == 0 {
-            return;
+            return out;
         }
         for index in 0..u64::from(count) {
-            let Some(at) = table.checked_add(index * size) else {
-                return;
+            let at = table.checked_add(index * size);
+            let Some(header) = at.and_then(|at| file.part(at, 64)) else {
+                return out;
             };
-            let Some(header) = slice(file, at, 64) else {
-                return;
-            };
-            if u32_at(header, 4) == Some(SHT_NOTE)
-                && let (Some(offset), Some(size)) = (u64_at(header, 24), u64_at(header, 32))
-                && let Some(data) = slice(file, offset, size)
+            if u32_at(&header, 4) == Some(SHT_NOTE)
+                && let (Some(offset), Some(size)) = (u64_at(&header, 24), u64_at(&header, 32))
+                && size <= MAX_NOTE_BYTES - bytes
+                && let Some(data) = file.part(offset, size)
             {
-                self.note_sections.push(data);
+                bytes += size;
+                out.push(data);
             }
         }
+        out
     }
 }
 
@@ -175,10 +202,11 @@ mod tests {
             notes: vec![],
         }
         .build();
-        let elf = Elf::parse(&file).unwrap();
+        let elf = Elf::parse(&file[..]).unwrap();
         assert_eq!(elf.entry, 0x1000);
         assert_eq!(elf.segments.len(), 2, "the empty one takes no memory");
-        assert_eq!(elf.segments[0].data, b"code");
+        let code = &elf.segments[0].file;
+        assert_eq!(&file[code.start as usize..code.end as usize], b"code");
         assert_eq!(elf.segments[0].mem_size, 0x2000);
         assert_eq!(
             elf.segments[1].paddr, 0x3000,
@@ -201,7 +229,7 @@ mod tests {
         let check = |at: usize, bytes: &[u8], what: &str| {
             let mut file = good.clone();
             file[at..at + bytes.len()].copy_from_slice(bytes);
-            assert!(Elf::parse(&file).is_err(), "{what}");
+            assert!(Elf::parse(&file[..]).is_err(), "{what}");
         };
         check(4, &[1], "32-bit");
         check(5, &[2], "big-endian");

@@ -2,19 +2,21 @@
 
 use alloc::format;
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use xen_sys::Pfn;
 use xen_sys::types::PAGE_SIZE;
 
+use crate::bytes::Source;
 use crate::elf::Elf;
 use crate::notes::XenNotes;
 use crate::{LayoutError, MAX_IMAGE_BYTES};
 
 /// A kernel that can be started as a 64-bit PV guest.
 #[derive(Clone, Debug)]
-pub struct PvImage<'a> {
+pub struct PvImage {
     /// What to load; everything else of `start..end` is zero.
-    pub segments: Vec<LoadSegment<'a>>,
+    pub segments: Vec<LoadSegment>,
     /// Where pfn 0 is mapped.
     pub virt_base: u64,
     /// First byte of the kernel, counted from pfn 0.
@@ -34,25 +36,25 @@ pub struct PvImage<'a> {
 }
 
 /// A piece of the kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LoadSegment<'a> {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadSegment {
     /// Where it goes, counted in bytes from pfn 0.
     pub at: u64,
-    /// Its bytes; zeros follow up to `mem_size`.
-    pub data: &'a [u8],
+    /// Where its bytes are in the unpacked kernel; zeros follow up to `mem_size`.
+    pub file: Range<u64>,
     /// Its size in memory.
     pub mem_size: u64,
 }
 
-impl<'a> PvImage<'a> {
-    /// Reads an unpacked kernel.
+impl PvImage {
+    /// Reads what there is to know of an unpacked kernel.
     ///
     /// # Errors
     /// What [`Elf::parse`] says, [`LayoutError::NotPv`] for a kernel that is none for PV, and
     /// [`LayoutError::BadNote`] for wishes that contradict the image.
-    pub fn parse(file: &'a [u8]) -> Result<PvImage<'a>, LayoutError> {
+    pub fn parse<S: Source + ?Sized>(file: &S) -> Result<PvImage, LayoutError> {
         let elf = Elf::parse(file)?;
-        let notes = XenNotes::collect(&elf);
+        let notes = XenNotes::collect(&elf, file);
         check_pv(&notes)?;
 
         let virt_base = notes.virt_base.unwrap_or(0);
@@ -151,7 +153,7 @@ fn check_pv(notes: &XenNotes) -> Result<(), LayoutError> {
     Ok(())
 }
 
-fn place<'a>(elf: &Elf<'a>, paddr_offset: u64) -> Result<Vec<LoadSegment<'a>>, LayoutError> {
+fn place(elf: &Elf<'_>, paddr_offset: u64) -> Result<Vec<LoadSegment>, LayoutError> {
     if elf.segments.is_empty() {
         return Err(LayoutError::BadElf("it has no loadable segment"));
     }
@@ -168,7 +170,7 @@ fn place<'a>(elf: &Elf<'a>, paddr_offset: u64) -> Result<Vec<LoadSegment<'a>>, L
                 })?;
             Ok(LoadSegment {
                 at,
-                data: segment.data,
+                file: segment.file.clone(),
                 mem_size: segment.mem_size,
             })
         })
@@ -208,7 +210,7 @@ mod tests {
             .segments
             .push(TestSegment::load(0, 0x10_5000, b"percpu", 0x1234));
         let file = builder.build();
-        let image = PvImage::parse(&file).unwrap();
+        let image = PvImage::parse(&file[..]).unwrap();
         assert_eq!((image.start, image.end), (0x10_0000, 0x10_6234));
         assert_eq!(image.entry, VIRT_BASE + 0x10_0000);
         assert_eq!(image.hypercall_page, Some(Pfn(0x101)));
@@ -224,7 +226,9 @@ mod tests {
             let large = TestSegment::load(0, 0x10_0000, b"", 200 << 20);
             builder.segments.push(large);
         }
-        let error = PvImage::parse(&builder.build()).unwrap_err().to_string();
+        let error = PvImage::parse(&builder.build()[..])
+            .unwrap_err()
+            .to_string();
         assert!(error.contains("overlap"), "{error}");
     }
 
@@ -247,7 +251,7 @@ mod tests {
             ],
         }
         .build();
-        let image = PvImage::parse(&file).unwrap();
+        let image = PvImage::parse(&file[..]).unwrap();
         assert_eq!((image.start, image.end), (0x1000, 0x2000));
         assert_eq!(image.entry, base + 0x1000);
     }
@@ -257,7 +261,9 @@ mod tests {
         let refused = |notes: Vec<Vec<u8>>, part: &str| {
             let mut builder = ElfBuilder::pv_kernel(b"code", 0x1000);
             builder.notes = notes;
-            let error = PvImage::parse(&builder.build()).unwrap_err().to_string();
+            let error = PvImage::parse(&builder.build()[..])
+                .unwrap_err()
+                .to_string();
             assert!(error.contains(part), "{error}");
         };
         let version = || note(b"Xen\0", 5, b"xen-3.0\0");

@@ -22,6 +22,7 @@ mod tables;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use bytes::Source;
 pub use bzimage::{Compression, Container, identify};
 pub use elf::{Elf, Segment};
 pub use error::LayoutError;

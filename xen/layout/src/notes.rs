@@ -2,7 +2,7 @@
 
 use alloc::string::String;
 
-use crate::bytes::{slice, u32_at};
+use crate::bytes::{Source, slice, u32_at};
 use crate::elf::Elf;
 
 /// Most notes that are looked at.
@@ -47,14 +47,14 @@ pub struct XenNotes {
 
 impl XenNotes {
     /// Collects the notes, from the segments or, if these hold none of Xen's, from the sections.
-    pub fn collect(elf: &Elf<'_>) -> XenNotes {
+    pub fn collect<S: Source + ?Sized>(elf: &Elf<'_>, file: &S) -> XenNotes {
         let mut notes = XenNotes::default();
         for area in &elf.note_segments {
             notes.read_area(area);
         }
         if notes.count == 0 {
-            for area in &elf.note_sections {
-                notes.read_area(area);
+            for area in elf.note_sections(file) {
+                notes.read_area(&area);
             }
         }
         notes
@@ -143,7 +143,7 @@ mod tests {
             notes,
         }
         .build();
-        XenNotes::collect(&Elf::parse(&file).unwrap())
+        XenNotes::collect(&Elf::parse(&file[..]).unwrap(), &file[..])
     }
 
     #[test]

@@ -90,7 +90,7 @@ impl BootPlan {
     /// [`LayoutError::TooLittleMemory`], saying how much it takes; [`LayoutError::TooMuchMemory`];
     /// [`LayoutError::BadNote`] for an address that collides with something.
     pub fn new(
-        image: &PvImage<'_>,
+        image: &PvImage,
         initrd_len: Option<u64>,
         pages: u64,
     ) -> Result<BootPlan, LayoutError> {

@@ -155,7 +155,7 @@ fn a_list_in_the_kernels_own_top_entry_shares_tables() {
 fn wishes_that_cannot_be_are_refused() {
     let refused = |builder: ElfBuilder, pages: u64, part: &str| {
         let file = builder.build();
-        let image = PvImage::parse(&file).unwrap();
+        let image = PvImage::parse(&file[..]).unwrap();
         let error = BootPlan::new(&image, Some(1 << 20), pages).unwrap_err();
         assert!(error.to_string().contains(part), "{error}");
     };
@@ -230,7 +230,7 @@ fn start_info_is_laid_out_as_xen_h_says() {
 
 /// Gives the guest what the refusal asks for until there is a plan. More than once, because a bigger guest has a longer
 /// p2m list, which may push the first mapping over its next multiple of 4 MiB; and each time by more than before.
-fn grow_until_planned(image: &PvImage<'_>, initrd: Option<u64>, mut pages: u64) -> (BootPlan, u64) {
+fn grow_until_planned(image: &PvImage, initrd: Option<u64>, mut pages: u64) -> (BootPlan, u64) {
     for _ in 0..4 {
         match BootPlan::new(image, initrd, pages) {
             Ok(plan) => return (plan, pages),
@@ -248,7 +248,7 @@ proptest! {
     #[test]
     fn any_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..2048)) {
         let _ = crate::identify(&bytes);
-        let _ = PvImage::parse(&bytes);
+        let _ = PvImage::parse(&bytes[..]);
     }
 
     #[test]
@@ -271,7 +271,7 @@ proptest! {
                 slot.copy_from_slice(&word.to_le_bytes());
             }
         }
-        if let Ok(image) = PvImage::parse(&file)
+        if let Ok(image) = PvImage::parse(&file[..])
             && let Ok(plan) = BootPlan::new(&image, initrd, pages)
         {
             prop_assert!(plan.needed_pages() <= pages);
@@ -295,7 +295,7 @@ proptest! {
             builder = builder.with_note(15, 0x80_0000_0000);
         }
         let file = builder.build();
-        let image = PvImage::parse(&file).unwrap();
+        let image = PvImage::parse(&file[..]).unwrap();
         let (plan, pages) = grow_until_planned(&image, initrd, 1 + extra);
         let p2m = p2m(pages);
         let tables = plan.page_tables(&p2m).unwrap();

@@ -21,6 +21,15 @@ pub unsafe trait Plain: Copy + 'static {
         unsafe { core::slice::from_raw_parts((&raw const *self).cast(), size_of::<Self>()) }
     }
 
+    /// The bytes of values that stand one after another.
+    fn all_as_bytes(values: &[Self]) -> &[u8]
+    where
+        Self: Sized,
+    {
+        // SAFETY: as in `as_bytes`; a slice has no gaps.
+        unsafe { core::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+    }
+
     /// The value's bytes, for filling them in.
     fn as_bytes_mut(&mut self) -> &mut [u8] {
         // SAFETY: as in `as_bytes`; any bytes written make a valid value; the borrow is exclusive.
