@@ -2,16 +2,19 @@
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 use std::sync::{Mutex, PoisonError};
 
 use xen_hal::Result;
 use xen_sys::{Errno, PAGE_SIZE, Plain};
 
-use crate::device;
+use crate::{device, place};
 
-/// How many one-page buffers are kept for the next hypercall.
-const KEPT_PAGES: usize = 8;
+/// The size that nearly all buffers have: what a vCPU's registers need. These are kept for the next hypercall; to map
+/// one and to unmap it takes longer than most hypercalls.
+const USUAL: usize = 2 * PAGE_SIZE;
+/// How many of the usual size are kept.
+const KEPT: usize = 4;
 
 /// Where buffers come from: pages of /dev/xen/hypercall, which the kernel never moves, or, where that
 /// node is missing (Linux before 4.18), locked anonymous pages.
@@ -25,6 +28,8 @@ pub struct Buffers {
 #[derive(Debug)]
 pub struct Buffer<'a> {
     owner: &'a Buffers,
+    /// How much of the pages it takes.
+    len: usize,
     pages: Option<Pages>,
 }
 
@@ -48,7 +53,8 @@ impl Buffers {
 
     /// A zeroed buffer of at least `len` bytes.
     pub fn take(&self, len: usize) -> Result<Buffer<'_>, Errno> {
-        let pages = if len <= PAGE_SIZE {
+        let len = len.max(1).next_multiple_of(8);
+        let pages = if len <= USUAL {
             self.kept
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -58,10 +64,14 @@ impl Buffers {
         };
         let pages = match pages {
             Some(pages) => pages,
-            None => Pages::map(self.node.as_ref(), len.max(1).next_multiple_of(PAGE_SIZE))?,
+            None => Pages::map(
+                self.node.as_ref(),
+                len.next_multiple_of(PAGE_SIZE).max(USUAL),
+            )?,
         };
         Ok(Buffer {
             owner: self,
+            len,
             pages: Some(pages),
         })
     }
@@ -71,23 +81,23 @@ impl Buffer<'_> {
     /// The address of the byte at `offset`, for Xen.
     pub fn address(&self, offset: usize) -> u64 {
         let pages = self.pages();
-        assert!(offset <= pages.len);
+        assert!(offset <= self.len);
         (pages.base.as_ptr().expose_provenance() + offset) as u64
     }
 
     /// All bytes. Xen touches them only during a hypercall, which borrows the buffer exclusively.
     pub fn bytes(&self) -> &[u8] {
         let pages = self.pages();
-        // SAFETY: mapped and initialised by the kernel for `len` bytes while `pages` lives; nobody
-        // writes to them while this borrow lasts.
-        unsafe { std::slice::from_raw_parts(pages.base.as_ptr(), pages.len) }
+        // SAFETY: mapped and initialised by the kernel for at least `len` bytes while `pages` lives;
+        // nobody writes to them while this borrow lasts.
+        unsafe { std::slice::from_raw_parts(pages.base.as_ptr(), self.len) }
     }
 
     /// All bytes, for filling them in.
     pub fn bytes_mut(&mut self) -> &mut [u8] {
         let pages = self.pages();
         // SAFETY: as in `bytes`; the borrow is exclusive.
-        unsafe { std::slice::from_raw_parts_mut(pages.base.as_ptr(), pages.len) }
+        unsafe { std::slice::from_raw_parts_mut(pages.base.as_ptr(), self.len) }
     }
 
     /// Writes a value at `offset`.
@@ -118,7 +128,7 @@ impl Drop for Buffer<'_> {
             .kept
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        if pages.len == PAGE_SIZE && kept.len() < KEPT_PAGES {
+        if pages.len == USUAL && kept.len() < KEPT {
             kept.push(pages);
         }
     }
@@ -133,10 +143,10 @@ impl Pages {
                 -1,
             ),
         };
-        // SAFETY: a new mapping at an address of the kernel's choice takes nothing from anybody.
+        // SAFETY: a new mapping where the kernel has room takes nothing from anybody: the address is a wish.
         let base = unsafe {
             libc::mmap(
-                ptr::null_mut(),
+                place::near(len),
                 len,
                 libc::PROT_READ | libc::PROT_WRITE,
                 flags,
@@ -193,7 +203,7 @@ mod tests {
     fn values_keep_their_place() {
         let buffers = Buffers::new(None);
         let mut buffer = buffers.take(PAGE_SIZE + 1).unwrap();
-        assert_eq!(buffer.bytes().len(), 2 * PAGE_SIZE);
+        assert_eq!(buffer.bytes().len(), PAGE_SIZE + 8);
         buffer.put(4090, &0x0123_4567_89ab_cdefu64);
         assert_eq!(buffer.get::<u64>(4090), 0x0123_4567_89ab_cdef);
         assert_eq!(buffer.get::<u32>(4094), 0x0123_4567);

@@ -17,6 +17,7 @@ mod hypervisor;
 mod identity;
 mod inspect;
 mod mapping;
+mod place;
 mod placement;
 mod preflight;
 mod seeds;

@@ -1,13 +1,13 @@
 //! Pages of somebody else's in our address space.
 
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr::{self, NonNull};
+use std::ptr::NonNull;
 
 use xen_hal::Result;
 use xen_ring::SharedMemory;
 use xen_sys::{Errno, PAGE_SIZE};
 
-use crate::device;
+use crate::{device, place};
 
 /// Mapped pages, unmapped when dropped.
 #[derive(Debug)]
@@ -35,10 +35,10 @@ impl Mapping {
             .ok_or(Errno::EINVAL)?;
         let protection = libc::PROT_READ | if writable { libc::PROT_WRITE } else { 0 };
         let offset = libc::off_t::try_from(offset).map_err(|_| Errno::EINVAL)?;
-        // SAFETY: a new mapping at an address of the kernel's choice takes nothing from anybody.
+        // SAFETY: a new mapping where the kernel has room takes nothing from anybody: the address is a wish.
         let base = unsafe {
             libc::mmap(
-                ptr::null_mut(),
+                place::near(len),
                 len,
                 protection,
                 libc::MAP_SHARED,
