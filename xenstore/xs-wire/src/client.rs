@@ -1,5 +1,6 @@
 //! The client's side without I/O: requests become bytes, bytes become replies and watch events.
 
+use alloc::collections::VecDeque;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -80,7 +81,10 @@ pub struct Client {
     output: Vec<u8>,
     sent: usize,
     next_id: u32,
-    pending: Vec<Pending>,
+    /// The numbers have come round: one may be in use.
+    has_wrapped: bool,
+    /// In the order in which they were made, and their replies come and are most likely taken.
+    pending: VecDeque<Pending>,
     events: Events,
     events_seen: u64,
     failed: Option<ProtocolError>,
@@ -117,7 +121,7 @@ impl Client {
         if let (Op::Watch, Some((path, token))) = (request.op(), &watch) {
             self.events.asked(path, token);
         }
-        self.pending.push(Pending {
+        self.pending.push_back(Pending {
             id,
             op: request.op(),
             watch,
@@ -178,7 +182,7 @@ impl Client {
         if !matches!(self.pending[at].state, State::Done(_)) {
             return None;
         }
-        match self.pending.remove(at).state {
+        match self.pending.remove(at)?.state {
             State::Done(reply) => Some(reply),
             State::Waiting | State::Forgotten => None,
         }
@@ -277,14 +281,23 @@ impl Client {
     }
 
     fn position(&self, id: u32) -> Option<usize> {
-        self.pending.iter().position(|pending| pending.id == id)
+        // Unless some were forgotten or taken out of order, the numbers have no gaps.
+        let first = self.pending.front()?.id;
+        let near = id.wrapping_sub(first) as usize;
+        match self.pending.get(near) {
+            Some(pending) if pending.id == id => Some(near),
+            _ => self.pending.iter().position(|pending| pending.id == id),
+        }
     }
 
     fn fresh_id(&mut self) -> u32 {
         loop {
             // 0 is the number that events carry.
-            self.next_id = self.next_id.wrapping_add(1).max(1);
-            if self.position(self.next_id).is_none() {
+            match self.next_id.checked_add(1) {
+                Some(next) => self.next_id = next,
+                None => (self.next_id, self.has_wrapped) = (1, true),
+            }
+            if !self.has_wrapped || self.position(self.next_id).is_none() {
                 return self.next_id;
             }
         }
