@@ -22,6 +22,28 @@ pub trait StoreControl: Store {
         ring: Mfn,
         port: Port,
     ) -> Vec<Result<Vec<u8>, StoreError>>;
+    /// Sets watches with one token and then reads nodes, `None` if absent: of all this one answer is waited for.
+    ///
+    /// # Errors
+    /// The first that was refused.
+    fn watch_and_read(
+        &self,
+        watches: &[String],
+        token: &str,
+        paths: &[String],
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        for path in watches {
+            self.watch(path, token)?;
+        }
+        let read = |path: &String| self.read_optional(None, path);
+        paths.iter().map(read).collect()
+    }
+    /// Removes watches, if they are there: of all this one answer is waited for.
+    fn unwatch_all(&self, watches: &[String], token: &str) {
+        for path in watches {
+            let _ = self.unwatch(path, token);
+        }
+    }
     /// Waits for a watch event, at most so long.
     ///
     /// # Errors
@@ -40,6 +62,35 @@ impl StoreControl for Connection {
         let mut requests: Vec<_> = ops.iter().map(StoreOp::request).collect();
         requests.push(Request::Introduce(dom, ring.0, port));
         self.exchange_all(None, &requests)
+    }
+
+    fn watch_and_read(
+        &self,
+        watches: &[String],
+        token: &str,
+        paths: &[String],
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let token = token.as_bytes();
+        let mut requests: Vec<_> = watches
+            .iter()
+            .map(|path| Request::Watch(path.as_bytes(), token, None))
+            .collect();
+        requests.extend(paths.iter().map(|path| Request::Read(path.as_bytes())));
+        let mut results = self.exchange_all(None, &requests);
+        let values = results.split_off(watches.len());
+        if let Some(error) = results.into_iter().find_map(Result::err) {
+            return Err(error);
+        }
+        values.into_iter().map(optional).collect()
+    }
+
+    fn unwatch_all(&self, watches: &[String], token: &str) {
+        let requests: Vec<_> = watches
+            .iter()
+            .map(|path| Request::Unwatch(path.as_bytes(), token.as_bytes()))
+            .collect();
+        // Nothing hangs on it: what comes of them is not looked at any more.
+        let _ = self.exchange_all(None, &requests);
     }
 
     fn wait_event(&self, timeout: Duration) -> Result<Option<WatchEvent>, StoreError> {
@@ -108,12 +159,20 @@ pub fn texts(
     store
         .batch(tx, &ops)
         .into_iter()
-        .map(|result| match result {
-            Ok(bytes) => Ok(Some(String::from_utf8_lossy(&bytes).into_owned())),
-            Err(error) if error.errno == xen_sys::Errno::ENOENT => Ok(None),
-            Err(error) => Err(error),
+        .map(|result| {
+            let value = optional(result)?;
+            Ok(value.map(|bytes| String::from_utf8_lossy(&bytes).into_owned()))
         })
         .collect()
+}
+
+/// A node's value, if there is such a node.
+fn optional(result: Result<Vec<u8>, StoreError>) -> Result<Option<Vec<u8>>, StoreError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if error.errno == xen_sys::Errno::ENOENT => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Removes many nodes, whether they are there or not.
@@ -221,56 +280,44 @@ pub fn wait_backends(
         return Ok(());
     }
     let deadline = Instant::now() + timeout;
-    let mut watches: Vec<String> = Vec::new();
-    for item in &late {
-        // One watch for all devices of a kind.
-        let above = item.path.rsplit_once('/').map_or("", |(above, _)| above);
-        if !watches.iter().any(|watch| watch == above) {
-            watches.push(above.to_string());
+    // Nothing else of a back end is of interest, and a back end writes much.
+    let states: Vec<String> = late.iter().map(|item| state_of(&item.path)).collect();
+    let look = |late: &mut Vec<Awaited>,
+                watches: &[String],
+                paths: &[String]|
+     -> Result<bool, StoreError> {
+        let values = store.watch_and_read(watches, TOKEN, paths)?;
+        for (path, value) in paths.iter().zip(values) {
+            match judge(value.map(|value| XenbusState::parse(&value))) {
+                Look::Done => late.retain(|item| state_of(&item.path) != *path),
+                Look::Waiting => {}
+                Look::Failed => return Ok(true),
+            }
         }
-    }
+        Ok(late.is_empty())
+    };
     let mut run = || -> Result<(), StoreError> {
-        for watch in &watches {
-            store.watch(watch, TOKEN)?;
-        }
-        let mut look_at = late
-            .iter()
-            .map(|item| item.path.clone())
-            .collect::<Vec<_>>();
-        loop {
-            let mut gone = Vec::new();
-            for item in late.iter().filter(|item| look_at.contains(&item.path)) {
-                let state = store
-                    .read_optional(None, &format!("{}/state", item.path))?
-                    .map(|value| XenbusState::parse(&value));
-                match judge(state) {
-                    Look::Done => gone.push(item.path.clone()),
-                    Look::Waiting => {}
-                    Look::Failed => return Ok(()),
-                }
-            }
-            late.retain(|item| !gone.contains(&item.path));
-            if late.is_empty() {
+        let mut over = look(&mut late, &states, &states)?;
+        while !over {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let Some(event) = store.wait_event(left)? else {
                 return Ok(());
-            }
-            look_at.clear();
-            while look_at.is_empty() {
-                let left = deadline.saturating_duration_since(Instant::now());
-                let Some(event) = store.wait_event(left)? else {
-                    return Ok(());
-                };
-                take_event(event, &late, &mut look_at);
-                while let Some(event) = store.next_event()? {
-                    take_event(event, &late, &mut look_at);
+            };
+            let mut paths = vec![event.path];
+            while let Some(event) = store.next_event()? {
+                if !paths.contains(&event.path) {
+                    paths.push(event.path);
                 }
             }
+            paths.retain(|path| late.iter().any(|item| state_of(&item.path) == *path));
+            if !paths.is_empty() {
+                over = look(&mut late, &[], &paths)?;
+            }
         }
+        Ok(())
     };
     let result = run();
-    for watch in &watches {
-        // Nothing hangs on it: the connection ends soon.
-        let _ = store.unwatch(watch, TOKEN);
-    }
+    store.unwatch_all(&states, TOKEN);
     result.map_err(Error::store("wait for the back ends", ""))?;
     if late.is_empty() {
         return Ok(());
@@ -279,16 +326,9 @@ pub fn wait_backends(
     Err(late_error(store, &late, timeout))
 }
 
-/// Notes which back ends an event may be about.
-fn take_event(event: WatchEvent, late: &[Awaited], look_at: &mut Vec<String>) {
-    for item in late {
-        let about = event.path == item.path
-            || event.path.strip_prefix(&item.path) == Some("/state")
-            || item.path.starts_with(&format!("{}/", event.path));
-        if about && !look_at.contains(&item.path) {
-            look_at.push(item.path.clone());
-        }
-    }
+/// Where a back end says its state.
+fn state_of(backend: &str) -> String {
+    format!("{backend}/state")
 }
 
 fn late_error(store: &impl Store, late: &[Awaited], timeout: Duration) -> Error {

@@ -11,6 +11,7 @@ static MARKS: Mutex<Option<Marks>> = Mutex::new(None);
 struct Marks {
     start: Instant,
     list: Vec<(&'static str, Duration)>,
+    notes: Vec<String>,
 }
 
 /// Begins to count if the environment asks for it.
@@ -21,6 +22,7 @@ pub fn begin() {
         *marks = Some(Marks {
             start: Instant::now(),
             list: Vec::new(),
+            notes: Vec::new(),
         });
     }
 }
@@ -35,6 +37,15 @@ pub fn mark(step: &'static str) {
     }
 }
 
+/// Notes something else to be printed with the marks.
+pub fn note(text: impl FnOnce() -> String) {
+    if let Ok(mut marks) = MARKS.lock()
+        && let Some(marks) = marks.as_mut()
+    {
+        marks.notes.push(text());
+    }
+}
+
 /// Prints what each step has taken.
 pub fn print() {
     if let Ok(mut marks) = MARKS.lock()
@@ -45,6 +56,9 @@ pub fn print() {
             let (took, at_us) = (at - before, at.as_micros());
             eprintln!("{:>8} us  {:>8} us  {step}", took.as_micros(), at_us);
             before = at;
+        }
+        for note in marks.notes {
+            eprintln!("{note}");
         }
     }
 }

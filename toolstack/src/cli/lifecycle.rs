@@ -250,6 +250,11 @@ fn start(config: xlrs::config::DomainConfig, paused: bool, console: bool) -> Res
         return console.run().map(|()| ExitCode::SUCCESS);
     }
     times::mark("ready");
+    times::note(|| {
+        let turns = store.turns();
+        let (waits, transactions) = (turns.waits, turns.transactions);
+        format!("store: {waits} waits, {transactions} transactions")
+    });
     start()?;
     times::mark("unpause");
     guard.keep();

@@ -36,6 +36,18 @@ pub struct Connection {
     /// Something has come, or the thread that reads has ended its turn.
     changed: Condvar,
     next_watch: AtomicU64,
+    waits: AtomicU64,
+    transactions: AtomicU64,
+}
+
+/// What a connection has cost in turns of client and daemon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Turns {
+    /// How often something was waited for before it went on: a reply, the replies to requests that were sent
+    /// together, an event.
+    pub waits: u64,
+    /// How many transactions were begun, those that had to be done again included.
+    pub transactions: u64,
 }
 
 #[derive(Debug)]
@@ -76,6 +88,8 @@ impl Connection {
             }),
             changed: Condvar::new(),
             next_watch: AtomicU64::new(0),
+            waits: AtomicU64::new(0),
+            transactions: AtomicU64::new(0),
         }
     }
 
@@ -107,10 +121,13 @@ impl Connection {
         wanted: impl Fn(&WatchEvent) -> bool,
     ) -> Result<Option<WatchEvent>, StoreError> {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
-        self.wait_until(self.state(), deadline, |client| {
-            client.next_event_if(&wanted)
-        })
-        .map_err(event_error)
+        let mut state = self.state();
+        if let Some(event) = state.client.next_event_if(&wanted) {
+            return Ok(Some(event));
+        }
+        self.count(&[]);
+        self.wait_until(state, deadline, |client| client.next_event_if(&wanted))
+            .map_err(event_error)
     }
 
     pub(crate) fn take_event_if(
@@ -159,6 +176,24 @@ impl Connection {
         drop(state);
         sent.map_err(|error| in_flight.error(errno_of(&error)))?;
         Ok(in_flight)
+    }
+
+    /// What all requests of this thread and others have cost so far. Requests that were
+    /// [submitted](Self::submit) are not among them.
+    pub fn turns(&self) -> Turns {
+        Turns {
+            waits: self.waits.load(Ordering::Relaxed),
+            transactions: self.transactions.load(Ordering::Relaxed),
+        }
+    }
+
+    fn count(&self, requests: &[Request<'_>]) {
+        let begun = requests
+            .iter()
+            .filter(|request| matches!(request, Request::TransactionStart));
+        self.waits.fetch_add(1, Ordering::Relaxed);
+        self.transactions
+            .fetch_add(begun.count() as u64, Ordering::Relaxed);
     }
 
     /// The watches that are set: token and path.
@@ -402,6 +437,7 @@ pub(crate) fn failed(request: &Request<'_>, errno: Errno) -> StoreError {
 
 impl Exchange for Connection {
     fn exchange(&self, tx: Option<TxId>, request: &Request<'_>) -> Result<Vec<u8>, StoreError> {
+        self.count(std::slice::from_ref(request));
         let mut state = self.state();
         let deadline = Instant::now().checked_add(state.timeout);
         let id = state.client.request(tx, request);
@@ -422,6 +458,7 @@ impl StoreLink for Connection {
     ) -> Vec<Result<Vec<u8>, StoreError>> {
         let mut results = Vec::with_capacity(requests.len());
         for requests in requests.chunks(BATCH) {
+            self.count(requests);
             let mut state = self.state();
             let deadline = Instant::now().checked_add(state.timeout);
             let client = &mut state.client;

@@ -52,7 +52,7 @@ mod task;
 mod transaction;
 mod watch;
 
-pub use connection::{Connection, DEFAULT_TIMEOUT, InFlight};
+pub use connection::{Connection, DEFAULT_TIMEOUT, InFlight, Turns};
 pub use open::{DEVICE, OLD_DEVICE, OpenError, PATH_VARIABLE, SOCKET};
 pub use reconnect::{DEFAULT_PATIENCE, Reconnecting};
 pub use task::{AsyncConnection, AsyncTransaction, Polled, Transport, WatchStream};

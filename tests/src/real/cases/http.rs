@@ -31,8 +31,35 @@ pub fn serve(host: &Host) -> Outcome {
         );
         let (status, _) = get("/missing").or_fail("a request for a missing file")?;
         demand!(status == 404, "status {status} for a missing file");
-        server.shutdown()
+        server.shutdown()?;
+        count_turns(host)
     })
+}
+
+/// A guest with one disk and one card is made in few turns of toolstack and store daemon: what each costs on a host of
+/// many processors is waiting.
+fn count_turns(host: &Host) -> Outcome {
+    const MOST: (u64, u64) = (12, 2);
+    if host.is_stock("xl") {
+        return Ok(());
+    }
+    host.step("waits for the store");
+    let config = host.scratch("http.cfg").display().to_string();
+    let create = ["env", "XLRS_TIMES=1", "xlrs", "create", "-p", &config];
+    let ran = host.run(&create)?.succeeded()?;
+    host.toolstack(&["destroy", "http"])?;
+    let told = ran.stderr.lines().find_map(|line| {
+        let (waits, rest) = line.strip_prefix("store: ")?.split_once(" waits, ")?;
+        let transactions = rest.strip_suffix(" transactions")?;
+        Some((waits.parse().ok()?, transactions.parse().ok()?))
+    });
+    let (waits, transactions): (u64, u64) = told.or_fail(format!("waits in {ran}"))?;
+    println!("{waits} waits, {transactions} transactions");
+    demand!(
+        waits <= MOST.0 && transactions <= MOST.1,
+        "{waits} waits and {transactions} transactions for one creation; at most {MOST:?}"
+    );
+    Ok(())
 }
 
 const INDEX: &[u8] = b"<p>hello</p>\n";
