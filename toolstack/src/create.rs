@@ -173,6 +173,7 @@ fn create_as<'a, C: Placement, S: StoreControl>(
     guard.start_info = Some(built.start_info);
     interrupt::check()?;
     times::mark("build");
+    let devices = plan_devices(dom, guest, &servers)?;
     let facts = Facts {
         dom,
         uuid: guest.uuid,
@@ -182,15 +183,17 @@ fn create_as<'a, C: Placement, S: StoreControl>(
         now: now(),
     };
     // Nobody looks at the nodes of a domain that is not introduced: no transaction is needed for them.
-    let mut home = nodes::guest(&facts).compact();
+    let mut home = nodes::guest(&facts);
+    home.extend(devices.unseen);
+    let mut home = home.compact();
     if indexed && keeps_name {
         home.extend(index::guest(dom, &guest.config.name, &guest.disks));
     }
     introduce(store, &home, guest, &built)?;
     times::mark("declare");
-    let loops = declare_devices(store, dom, guest, &servers)?;
+    tell_backends(store, guest, &devices.backends)?;
     times::mark("devices");
-    connect_devices(store, dom, guest, loops)?;
+    connect_devices(store, dom, guest, devices.loops)?;
     interrupt::check()?;
     Ok(guard)
 }
@@ -227,10 +230,12 @@ pub fn dress<'a, C: DomainControl, S: StoreControl>(
     if indexed {
         names.extend(index::guest(dom, &config.name, &guest.disks));
     }
+    let devices = plan_devices(dom, &guest, &servers)?;
+    names.extend(devices.unseen.compact());
     names.write(store, None).map_err(declare_error(&guest))?;
-    let loops = declare_devices(store, dom, &guest, &servers)?;
+    tell_backends(store, &guest, &devices.backends)?;
     times::mark("declare");
-    connect_devices(store, dom, &guest, loops)?;
+    connect_devices(store, dom, &guest, devices.loops)?;
     interrupt::check()?;
     Ok(guard)
 }
@@ -266,14 +271,18 @@ fn introduce<S: StoreControl>(store: &S, home: &Nodes, guest: &Guest, built: &Bu
     }
 }
 
-/// Writes the nodes of all devices at once: back ends look at them, and shall see all or nothing.
-fn declare_devices<S: StoreControl>(
-    store: &S,
-    dom: DomId,
-    guest: &Guest,
-    servers: &Servers,
-) -> Result<Vec<LoopDevice>> {
-    let mut devices = Nodes::default();
+/// The devices of a guest that does not run yet.
+struct Devices {
+    /// What nobody looks at before the back ends are told: the front ends, and libxl's copies.
+    unseen: Nodes,
+    /// What back ends look at.
+    backends: Nodes,
+    /// Block devices made of files, for the kernel's back end.
+    loops: Vec<LoopDevice>,
+}
+
+fn plan_devices(dom: DomId, guest: &Guest, servers: &Servers) -> Result<Devices> {
+    let mut all = Nodes::default();
     let mut loops = Vec::new();
     for disk in &guest.disks {
         let physical = match servers.block {
@@ -284,19 +293,28 @@ fn declare_devices<S: StoreControl>(
             Some(Server::Kernel) => Some(physical_device(disk, &mut loops)?),
             _ => None,
         };
-        devices.extend(nodes::disk(dom, &disk.config, physical.as_ref()));
+        all.extend(nodes::disk(dom, &disk.config, physical.as_ref()));
     }
     for nic in &guest.nics {
-        devices.extend(nodes::nic(dom, nic));
+        all.extend(nodes::nic(dom, nic));
     }
-    if !devices.0.is_empty() {
-        let devices = devices.compact();
-        store.transaction(|store, tx| {
-            let written = devices.write(store, Some(tx));
-            written.map_err(declare_error(guest))
-        })?;
+    let (backends, unseen) = all.split_backends();
+    Ok(Devices {
+        unseen,
+        backends: backends.compact(),
+        loops,
+    })
+}
+
+/// Writes what back ends look at, of all devices at once: they shall see all or nothing.
+fn tell_backends<S: StoreControl>(store: &S, guest: &Guest, backends: &Nodes) -> Result<()> {
+    if backends.0.is_empty() {
+        return Ok(());
     }
-    Ok(loops)
+    store.transaction(|store, tx| {
+        let written = backends.write(store, Some(tx));
+        written.map_err(declare_error(guest))
+    })
 }
 
 /// Our back end opens the file or device that is named; what a script makes, only the kernel's is told.

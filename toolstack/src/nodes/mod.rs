@@ -12,6 +12,9 @@ use crate::uuid;
 
 pub use devices::{Nic, PhysicalDevice, disk, nic};
 
+/// Where back ends in dom0 have their directories.
+const BACKENDS: &str = "/local/domain/0/backend/";
+
 /// A node to be written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Node {
@@ -52,6 +55,13 @@ impl Nodes {
     /// Adds other nodes behind these.
     pub fn extend(&mut self, other: Nodes) {
         self.0.extend(other.0);
+    }
+
+    /// Those of back ends in dom0, and the others.
+    pub fn split_backends(self) -> (Nodes, Nodes) {
+        let is_backend = |node: &Node| node.path.starts_with(BACKENDS);
+        let (backends, others) = self.0.into_iter().partition(is_backend);
+        (Nodes(backends), Nodes(others))
     }
 
     /// The same effect with fewer requests: permissions that a node inherits are not set again, and a
@@ -148,7 +158,7 @@ pub fn vm(uuid: &[u8; 16]) -> String {
 
 /// A back end's directory in dom0.
 pub fn backend(kind: &str, dom: DomId, device: u32) -> String {
-    format!("/local/domain/0/backend/{kind}/{dom}/{device}")
+    format!("{BACKENDS}{kind}/{dom}/{device}")
 }
 
 /// A front end's directory in the guest.
