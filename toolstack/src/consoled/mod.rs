@@ -13,6 +13,7 @@ use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use rustix::event::Timespec;
 use rustix::event::epoll::EventFlags;
 use xen_backend::daemon::{self, Failure, Ready, Signals};
 use xen_hal::{
@@ -43,8 +44,11 @@ const GUEST_TOKEN: &str = "guest-";
 const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long the kernel may take to carry them over, when it does not yet show that they wait.
 const CARRY_OVER: Duration = Duration::from_millis(50);
+/// How long news of new guests may wait, so that their creation is not held up by a terminal and a log: what a guest
+/// says meanwhile waits in its ring.
+const NEWS_DELAY: Duration = Duration::from_millis(5);
 /// How often it is looked at whether they have.
-const LAST_WORDS_STEP_NS: i64 = 10_000_000;
+const LAST_WORDS_STEP: Duration = Duration::from_millis(10);
 
 /// What the daemon needs of its world.
 pub trait World {
@@ -85,6 +89,7 @@ pub fn serve<W: World>(
         ports: HashMap::new(),
         due: BTreeSet::new(),
         endings: Vec::new(),
+        news_due: None,
     };
     store.watch("@introduceDomain", INTRODUCED)?;
     store.watch("@releaseDomain", RELEASED)?;
@@ -92,6 +97,8 @@ pub fn serve<W: World>(
     store.write_display(None, NODE, &std::process::id())?;
     ready.announce()?;
     loop {
+        // This first: the watches that it sets fire while their replies are read.
+        daemon.hear_news()?;
         while let Some(event) = store.next_event()? {
             daemon.on_watch(&event.token)?;
         }
@@ -117,6 +124,8 @@ struct Daemon<'a, W: World> {
     /// Guests of which something can be moved: only these are looked at.
     due: BTreeSet<u16>,
     endings: Vec<Ending>,
+    /// When it is looked for new guests.
+    news_due: Option<Instant>,
 }
 
 /// The terminal of a guest that has ended, until its users have read the rest.
@@ -170,12 +179,25 @@ impl<'a, W: World> Daemon<'a, W> {
             }
             return Ok(());
         }
+        if token == INTRODUCED {
+            self.news_due = self
+                .news_due
+                .or_else(|| Instant::now().checked_add(NEWS_DELAY));
+            return Ok(());
+        }
+        self.look_around(DomId::DOM0)
+    }
+
+    /// Looks for new guests if it is time to.
+    fn hear_news(&mut self) -> Result<(), Failure> {
+        if self.news_due.is_none_or(|due| due > Instant::now()) {
+            return Ok(());
+        }
+        self.news_due = None;
         // Xen counts upwards, so that a new guest is most likely behind those that are known.
         match self.guests.last_key_value() {
-            Some((last, _)) if token == INTRODUCED => {
-                self.look_for_new(DomId(last.saturating_add(1)))
-            }
-            _ => self.look_around(DomId::DOM0),
+            Some((last, _)) => self.look_for_new(DomId(last.saturating_add(1))),
+            None => self.look_around(DomId::DOM0),
         }
     }
 
@@ -281,12 +303,16 @@ impl<'a, W: World> Daemon<'a, W> {
     /// Waits for anything to happen; `true` if the daemon shall end.
     fn wait(&mut self) -> Result<bool, Failure> {
         self.endings.retain_mut(Ending::goes_on);
-        let time = |tv_nsec| rustix::event::Timespec { tv_sec: 0, tv_nsec };
-        let limit = match (self.due.is_empty(), self.endings.is_empty()) {
-            (false, _) => Some(time(0)),
-            (true, false) => Some(time(LAST_WORDS_STEP_NS)),
-            (true, true) => None,
-        };
+        let until = |due: Instant| due.saturating_duration_since(Instant::now());
+        let waits = [
+            (!self.due.is_empty()).then_some(Duration::ZERO),
+            (!self.endings.is_empty()).then_some(LAST_WORDS_STEP),
+            self.news_due.map(until),
+        ];
+        let limit = waits.into_iter().flatten().min().map(|wait| Timespec {
+            tv_sec: 0,
+            tv_nsec: wait.subsec_nanos().into(),
+        });
         for happened in self.waiting.wait(limit.as_ref())? {
             match happened {
                 Happened::Signal => return Ok(true),

@@ -37,6 +37,9 @@ const UNLOCK: Duration = Duration::from_millis(100);
 const POOL_DELAY: Duration = Duration::from_millis(500);
 /// How long news about names and disks may wait, so that a creation is not held up by the index.
 const INDEX_DELAY: Duration = Duration::from_millis(50);
+/// How long a guest that has ended stays at least: the console daemon, which hears of it at the same time, shall have it
+/// still before it, if it lived too short to be taken notice of.
+const END_DELAY: Duration = Duration::from_millis(5);
 /// A guest that ends sooner than this after it was created is not created again: it would go on for ever.
 const LEAST_LIFE: Duration = Duration::from_secs(1);
 
@@ -65,24 +68,28 @@ pub fn serve<C: Placement + Inspect, S: StoreControl + AsFd>(
     ready.announce()?;
     autostart::run(control, store);
     let mut index_due: Option<Instant> = None;
+    let mut end_due: Option<Instant> = None;
     let mut pool_due = Some(Instant::now());
     loop {
-        let mut released = false;
         while let Some(event) = store.next_event()? {
-            released |= event.token == "released";
+            if event.token == "released" {
+                end_due = end_due.or_else(|| Some(Instant::now() + END_DELAY));
+            }
             supervisor.indexer.take(&event);
             index_due = index_due.or_else(|| Some(Instant::now() + INDEX_DELAY));
         }
-        let due = index_due.is_some_and(|due| due <= Instant::now());
-        if due {
-            index_due = None;
-        }
-        if released {
+        let is_due = |due: &mut Option<Instant>| {
+            let now = due.is_some_and(|due| due <= Instant::now());
+            *due = due.filter(|_| !now);
+            now
+        };
+        let (ended, index) = (is_due(&mut end_due), is_due(&mut index_due));
+        if ended {
             // There may be memory for more shells.
             pool_due = pool_due.or_else(|| Some(Instant::now() + POOL_DELAY));
         }
-        if released || due {
-            supervisor.look_around(due)?;
+        if ended || index {
+            supervisor.look_around(index)?;
             // What came meanwhile is looked at before waiting.
             continue;
         }
@@ -104,6 +111,7 @@ pub fn serve<C: Placement + Inspect, S: StoreControl + AsFd>(
             // The kernel tells that a file is closed just before it unlocks it.
             at_work.then_some(UNLOCK),
             until(index_due),
+            until(end_due),
             until(pool_due),
         ];
         let limit = waits.into_iter().flatten().min().map(|wait| Timespec {
