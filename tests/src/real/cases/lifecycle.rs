@@ -6,6 +6,7 @@ use scenarios::{OrStop, Outcome, demand};
 
 use crate::real::console::Console;
 use crate::real::driver::Driver;
+use crate::real::guest::Config;
 use crate::real::host::Host;
 use crate::real::snapshot::leaves_nothing;
 
@@ -60,6 +61,7 @@ pub fn all(host: &Host) -> Outcome {
         driver.guest().wait_gone()?;
         drop(driver);
 
+        last_words(host)?;
         host.step("operations on a domain that is not there");
         for verb in ["pause", "unpause", "destroy", "shutdown"] {
             let ran = host.run_toolstack(&[verb, "nobody"])?;
@@ -67,6 +69,35 @@ pub fn all(host: &Host) -> Outcome {
         }
         Ok(())
     })
+}
+
+/// Guests that end within milliseconds, before anybody may have taken notice of them, have all that they said in
+/// their log.
+fn last_words(host: &Host) -> Outcome {
+    if host.is_stock("console") {
+        return Ok(());
+    }
+    host.step("last words of guests that end at once");
+    let kernel = host.lab_file("/lab/guests/hello")?;
+    for n in 1..=5 {
+        let name = format!("brief{n}");
+        let config = Config::new(&name, &kernel.display().to_string(), 16)
+            .string("cmdline", "exit")
+            .string("on_poweroff", "destroy");
+        let file = config.write(host, "brief.cfg")?.display().to_string();
+        host.toolstack(&["create", &file])?;
+        host.wait_for("the guest is gone", CONSOLE_TIMEOUT, || {
+            let ran = host.run_toolstack(&["domid", &name])?;
+            Ok((ran.status != 0).then_some(()))
+        })?;
+        let log = format!("/var/log/xen/console/guest-{name}.log");
+        host.wait_for(&format!("all it said is in {log}"), CONSOLE_TIMEOUT, || {
+            let said = std::fs::read_to_string(&log).unwrap_or_default();
+            let all = said.contains("hello from a Rust guest") && said.contains("goodbye");
+            Ok(all.then_some(()))
+        })?;
+    }
+    Ok(())
 }
 
 /// Talks to the guest through the toolstack's own console command.
