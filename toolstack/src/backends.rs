@@ -56,8 +56,20 @@ impl Class {
     /// # Errors
     /// Nobody does, or the store cannot be asked.
     pub fn server(self, store: &impl Store) -> Result<Server> {
-        let node = format!("/tool/xlrs/{}", self.daemon());
-        let pid = text(store, None, &node).map_err(Error::store("ask who serves", self.kind()))?;
+        let pid = text(store, None, &self.node());
+        self.server_by(pid.map_err(Error::store("ask who serves", self.kind()))?)
+    }
+
+    /// The node in which our daemon says that it runs.
+    pub fn node(self) -> String {
+        format!("/tool/xlrs/{}", self.daemon())
+    }
+
+    /// Who serves it now, if our daemon's [node](Self::node) has this value.
+    ///
+    /// # Errors
+    /// Nobody does.
+    pub fn server_by(self, pid: Option<String>) -> Result<Server> {
         if let Some(pid) = pid.and_then(|pid| pid.trim().parse::<u32>().ok())
             && Path::new(&format!("/proc/{pid}")).exists()
         {

@@ -149,10 +149,9 @@ fn create_as<'a, C: Placement, S: StoreControl>(
     keeps_name: bool,
 ) -> Result<DomainGuard<'a, C, S>> {
     guest.check_host()?;
-    let servers = Servers::find(store, guest)?;
     // Two that are created at once must not have the same name or disk.
     let _claims = claim(guest)?;
-    let indexed = check_name(store, &guest.config.name)?;
+    let (indexed, servers) = check_name(store, guest)?;
     check_disks(store, &guest.disks, indexed)?;
     if guest.config.uuid.is_some() {
         check_uuid(control, &guest.uuid)?;
@@ -214,10 +213,9 @@ pub fn dress<'a, C: DomainControl, S: StoreControl>(
     guard.start_info = Some(shell.start_info);
     let guest = Guest::new(config, uuid)?;
     guest.check_host()?;
-    let servers = Servers::find(store, &guest)?;
     let _claims = claim(&guest)?;
     let config = &guest.config;
-    let indexed = check_name(store, &config.name)?;
+    let (indexed, servers) = check_name(store, &guest)?;
     check_disks(store, &guest.disks, indexed)?;
     times::mark("check");
     write_userdata(dom, &guest)?;
@@ -374,14 +372,24 @@ struct Servers {
 }
 
 impl Servers {
-    fn find(store: &impl Store, guest: &Guest) -> Result<Servers> {
-        let ask = |class: Class, wanted: bool| match wanted {
-            true => class.server(store).map(Some),
-            false => Ok(None),
-        };
-        let block = ask(Class::Block, !guest.disks.is_empty())?;
-        ask(Class::Net, !guest.nics.is_empty())?;
-        Ok(Servers { block })
+    /// The classes of which a guest has devices.
+    fn wanted(guest: &Guest) -> Vec<Class> {
+        let mut classes = Vec::new();
+        classes.extend((!guest.disks.is_empty()).then_some(Class::Block));
+        classes.extend((!guest.nics.is_empty()).then_some(Class::Net));
+        classes
+    }
+
+    /// Who they are, by what the nodes of our daemons say.
+    fn find(classes: &[Class], pids: Vec<Option<String>>) -> Result<Servers> {
+        let mut servers = Servers { block: None };
+        for (class, pid) in classes.iter().zip(pids) {
+            let server = class.server_by(pid)?;
+            if *class == Class::Block {
+                servers.block = Some(server);
+            }
+        }
+        Ok(servers)
     }
 }
 
@@ -430,15 +438,20 @@ fn claim(guest: &Guest) -> Result<Claims> {
     Ok(claims)
 }
 
-/// Refuses a name that is taken; tells whether the index was asked.
-fn check_name(store: &impl Store, name: &str) -> Result<bool> {
+/// Refuses a name that is taken, and devices that nobody serves; tells whether the index was asked, and who serves.
+fn check_name(store: &impl Store, guest: &Guest) -> Result<(bool, Servers)> {
+    let name = &guest.config.name;
     let failed = || Error::store("look for the name", name);
-    let (indexed, taken) = match index::by_name(store, name).map_err(failed())? {
+    let classes = Servers::wanted(guest);
+    let nodes = classes.iter().map(|class| class.node()).collect();
+    let (found, pids) = index::by_name_and(store, name, nodes).map_err(failed())?;
+    let servers = Servers::find(&classes, pids)?;
+    let (indexed, taken) = match found {
         Answer::Known(dom) => (true, dom),
         Answer::Unknown => (false, find_among_all(store, name).map_err(failed())?),
     };
     match taken {
-        None => Ok(indexed),
+        None => Ok((indexed, servers)),
         Some(dom) => Err(
             Error::new("create", name, format!("domain {dom} has this name"))
                 .kind(Kind::Invalid)

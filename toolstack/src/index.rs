@@ -31,6 +31,9 @@ pub enum Answer<T> {
     Known(T),
 }
 
+/// The values of nodes, each `None` if there is none.
+pub type Texts = Vec<Option<String>>;
+
 /// A disk of a running guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct User {
@@ -180,22 +183,35 @@ pub fn is_kept(store: &impl Store) -> Result<bool, StoreError> {
 /// # Errors
 /// The store's.
 pub fn by_name(store: &impl Store, name: &str) -> Result<Answer<Option<DomId>>, StoreError> {
-    let paths = [
-        supervise::NODE.to_string(),
+    by_name_and(store, name, Vec::new()).map(|(found, _)| found)
+}
+
+/// The guest with this name, and the texts of other nodes, for which nothing more is waited for.
+///
+/// # Errors
+/// The store's.
+pub fn by_name_and(
+    store: &impl Store,
+    name: &str,
+    mut others: Vec<String>,
+) -> Result<(Answer<Option<DomId>>, Texts), StoreError> {
+    others.extend([
         format!("{TOP}/{}", name_entry(name)),
-    ];
-    let [keeper, dom]: [Option<String>; 2] =
-        texts(store, None, &paths)?.try_into().unwrap_or_default();
+        supervise::NODE.to_string(),
+    ]);
+    let mut values = texts(store, None, &others)?;
+    let (keeper, dom) = (values.pop().flatten(), values.pop().flatten());
     if !keeper.is_some_and(|pid| lives(&pid)) {
-        return Ok(Answer::Unknown);
+        return Ok((Answer::Unknown, values));
     }
-    let Some(dom) = dom.and_then(|dom| dom.parse().ok().map(DomId)) else {
-        return Ok(Answer::Known(None));
+    let found = match dom.and_then(|dom| dom.parse().ok().map(DomId)) {
+        None => None,
+        Some(dom) => {
+            let found = crate::store::name_of(store, dom)?;
+            (found.as_deref() == Some(name)).then_some(dom)
+        }
     };
-    let found = crate::store::name_of(store, dom)?;
-    Ok(Answer::Known(
-        (found.as_deref() == Some(name)).then_some(dom),
-    ))
+    Ok((Answer::Known(found), values))
 }
 
 /// The disks of running guests on this storage.

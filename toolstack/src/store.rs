@@ -38,7 +38,7 @@ pub trait StoreControl: Store {
         let read = |path: &String| self.read_optional(None, path);
         paths.iter().map(read).collect()
     }
-    /// Removes watches, if they are there: of all this one answer is waited for.
+    /// Removes watches, if they are there. No answer is waited for.
     fn unwatch_all(&self, watches: &[String], token: &str) {
         for path in watches {
             let _ = self.unwatch(path, token);
@@ -85,12 +85,10 @@ impl StoreControl for Connection {
     }
 
     fn unwatch_all(&self, watches: &[String], token: &str) {
-        let requests: Vec<_> = watches
-            .iter()
-            .map(|path| Request::Unwatch(path.as_bytes(), token.as_bytes()))
-            .collect();
-        // Nothing hangs on it: what comes of them is not looked at any more.
-        let _ = self.exchange_all(None, &requests);
+        for path in watches {
+            // Nothing hangs on it: what comes of it is not looked at.
+            let _ = self.submit(None, &Request::Unwatch(path.as_bytes(), token.as_bytes()));
+        }
     }
 
     fn wait_event(&self, timeout: Duration) -> Result<Option<WatchEvent>, StoreError> {
