@@ -198,22 +198,22 @@ fn write_contents<M: SharedMemory>(
     for segment in &guest.kernel.image().segments {
         let at = kernel + (segment.at - plan.kernel.first.0 * PAGE_SIZE as u64) as usize;
         let len = guest.kernel.put(segment, memory, at)?;
-        window.zero(at + len, segment.mem_size as usize - len);
+        memory.zero_bytes(at + len, segment.mem_size as usize - len);
     }
     if let (Some(ramdisk), Some(place)) = (&guest.ramdisk, plan.initrd) {
         let start = window.at(place.region.first);
         ramdisk.put(memory, start)?;
         let rest = place.region.pages as usize * PAGE_SIZE - place.len as usize;
-        window.zero(start + place.len as usize, rest);
+        memory.zero_bytes(start + place.len as usize, rest);
     }
     memory.write_bytes(window.at(plan.p2m.list.first), Mfn::all_as_bytes(p2m));
     for page in [plan.start_info, plan.store, plan.console] {
-        window.zero(window.at(page), PAGE_SIZE);
+        memory.zero_bytes(window.at(page), PAGE_SIZE);
     }
     memory.write_bytes(window.at(plan.start_info), info);
 
     let shared_info = window.behind();
-    window.zero(shared_info, PAGE_SIZE);
+    memory.zero_bytes(shared_info, PAGE_SIZE);
     for vcpu in 0..LEGACY_VCPUS {
         // Events are masked until the guest says otherwise.
         let mask = shared_info + vcpu * VCPU_INFO_SIZE + 1;
@@ -274,15 +274,5 @@ impl<M: SharedMemory> Window<M> {
     fn behind(&self) -> usize {
         let last = self.places.last();
         last.map_or(0, |(region, at)| at + region.pages as usize * PAGE_SIZE)
-    }
-
-    fn zero(&self, mut at: usize, mut len: usize) {
-        static ZEROS: [u8; 16 * PAGE_SIZE] = [0; 16 * PAGE_SIZE];
-        while len > 0 {
-            let piece = len.min(ZEROS.len());
-            self.memory.write_bytes(at, &ZEROS[..piece]);
-            at += piece;
-            len -= piece;
-        }
     }
 }

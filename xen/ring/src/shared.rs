@@ -114,6 +114,13 @@ pub trait SharedMemoryExt: SharedMemory {
         unsafe { self.base().as_ptr().write_bytes(0, self.len()) }
     }
 
+    /// Sets `len` bytes to zero.
+    fn zero_bytes(&self, offset: usize, len: usize) {
+        self.check(offset, len);
+        // SAFETY: destination is in range by the check.
+        unsafe { self.base().as_ptr().add(offset).write_bytes(0, len) }
+    }
+
     #[doc(hidden)]
     fn check(&self, offset: usize, len: usize) {
         let fits = offset.checked_add(len).is_some_and(|end| end <= self.len());
