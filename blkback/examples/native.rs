@@ -1,20 +1,21 @@
 //! The load of `cargo xtask bench blk-native`: a guest in this process, whose pages and rings are real memory, keeps
 //! requests in flight on a real file; blkback serves it in a thread with io_uring. Prints requests a second.
 //!
-//! `native FILE read|write SIZE DEPTH SECONDS`
+//! With `direct` the file goes by the page cache. With `sleep` the guest waits for each event asleep; else it looks
+//! at its ring again and again, as one with a processor of its own may.
 #![forbid(unsafe_code)]
 
-use std::os::fd::{AsFd, BorrowedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use blkback::{
     Allowance, Buffer, Cache, Connect, DataMove, FileStorage, Limits, Link, MAX_INDIRECT, Progress,
     Protocol, RingInfo, Storage, Uring, Woken,
 };
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use xen_backend::DeviceId;
 use xen_fake::World;
 use xen_hal::{EventChannels, Lease, Result};
@@ -22,31 +23,45 @@ use xen_ring::{FrontRing, SharedMemoryExt};
 use xen_sys::io::blkif;
 use xen_sys::{DomId, PAGE_SIZE, Plain, Port};
 
-/// One end of an event channel: a stream that a port's name goes over.
-struct Bell(UnixStream);
+/// One end of an event channel: an eventfd is a hypercall to the peer, another a pending bit.
+struct Bell {
+    own: OwnedFd,
+    peer: OwnedFd,
+}
 
-/// What all ports are called.
-const PORT: [u8; 4] = [1, 0, 0, 0];
+/// What both ends call theirs.
+const PORT: Port = Port(1);
+
+impl Bell {
+    fn pair() -> std::io::Result<[Bell; 2]> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        let (a, b) = (eventfd(0, flags)?, eventfd(0, flags)?);
+        let front = Bell {
+            own: a.try_clone()?,
+            peer: b.try_clone()?,
+        };
+        Ok([front, Bell { own: b, peer: a }])
+    }
+}
 
 impl EventChannels for Bell {
     fn alloc_unbound(&self, _: DomId) -> Result<Port> {
-        Ok(Port(1))
+        Ok(PORT)
     }
     fn bind_interdomain(&self, _: DomId, _: Port) -> Result<Port> {
-        Ok(Port(1))
+        Ok(PORT)
     }
     fn close(&self, _: Port) -> Result<()> {
         Ok(())
     }
     fn notify(&self, _: Port) -> Result<()> {
-        // A full stream has an event in it already.
-        let _ = rustix::io::write(&self.0, &PORT);
+        // It can only fail with a counter at its limit, and then it is readable anyway.
+        let _ = rustix::io::write(&self.peer, &1u64.to_ne_bytes());
         Ok(())
     }
     fn next_pending(&self) -> Result<Option<Port>> {
-        let mut names = [0; 64];
-        let read = rustix::io::read(&self.0, &mut names);
-        Ok(read.is_ok_and(|len| len > 0).then_some(Port(1)))
+        let read = rustix::io::read(&self.own, &mut [0u8; 8]);
+        Ok(read.is_ok().then_some(PORT))
     }
     fn unmask(&self, _: Port) -> Result<()> {
         Ok(())
@@ -55,21 +70,29 @@ impl EventChannels for Bell {
 
 impl AsFd for Bell {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.own.as_fd()
     }
 }
 
+const USAGE: &str = "native FILE read|write SIZE DEPTH SECONDS [direct] [sleep]";
+
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();
-    let [file, op, size, depth, seconds] = words.as_slice() else {
-        eprintln!("native FILE read|write SIZE DEPTH SECONDS");
+    let [file, op, size, depth, seconds, how @ ..] = words.as_slice() else {
+        eprintln!("{USAGE}");
         std::process::exit(2);
     };
+    let has = |word: &str| how.iter().any(|w| w == word);
     let load = Load {
         write: op == "write",
         size: size.parse().expect("a size"),
         depth: depth.parse().expect("a depth"),
         time: Duration::from_secs_f64(seconds.parse().expect("seconds")),
+        cache: match has("direct") {
+            true => Cache::Direct,
+            false => Cache::Page,
+        },
+        sleeps: has("sleep"),
     };
     println!("{:.0}", load.run(Path::new(file)));
 }
@@ -79,6 +102,8 @@ struct Load {
     size: usize,
     depth: usize,
     time: Duration,
+    cache: Cache,
+    sleeps: bool,
 }
 
 impl Load {
@@ -88,12 +113,12 @@ impl Load {
         let guest = world.create_domain();
         let grants = guest.grants();
         let storage: Arc<dyn Storage> =
-            Arc::new(FileStorage::open(file, !self.write, Cache::Page).expect("open the file"));
-        let (front_bell, back_bell) = UnixStream::pair().expect("a pair of sockets");
-        let (stop, stopper) = UnixStream::pair().expect("a pair of sockets");
-        for end in [&front_bell, &back_bell] {
-            end.set_nonblocking(true).expect("not blocking");
-        }
+            Arc::new(FileStorage::open(file, !self.write, self.cache).expect("open the file"));
+        let [front_bell, back_bell] = Bell::pair().expect("events");
+        let stop = Stop {
+            requested: AtomicBool::new(false),
+            bell: eventfd(0, EventfdFlags::CLOEXEC).expect("an event"),
+        };
         let ring = Lease::fresh(&grants, DomId::DOM0).expect("a page");
         let connect = Connect {
             id: DeviceId {
@@ -104,7 +129,7 @@ impl Load {
             persistent: true,
             rings: vec![RingInfo {
                 grefs: vec![ring.gref()],
-                port: Port(1),
+                port: PORT,
             }],
             limits: Limits {
                 sectors_512: storage.sectors_512(),
@@ -120,9 +145,10 @@ impl Load {
         let places = storage.sectors_512() / (self.size as u64 / 512);
         let foreign = world.dom0().foreign();
         std::thread::scope(|scope| {
-            scope.spawn(|| serve(&connect, storage, foreign, Bell(back_bell), &stop));
-            let rate = self.keep_going(&grants, front, &Bell(front_bell), places);
-            drop(stopper);
+            scope.spawn(|| serve(&connect, storage, foreign, back_bell, &stop));
+            let rate = self.keep_going(&grants, front, &front_bell, places);
+            stop.requested.store(true, Ordering::Release);
+            rustix::io::write(&stop.bell, &1u64.to_ne_bytes()).expect("an event");
             rate
         })
     }
@@ -145,23 +171,21 @@ impl Load {
             .enumerate()
             .map(|(id, (pages, table))| self.request(id as u64, pages, table))
             .collect();
-        let (mut dice, mut done) = (0x2545_f491_4f6c_dd1d_u64, 0u64);
+        let mut sectors = self.sectors(places).into_iter().cycle();
+        let mut done = 0u64;
         let mut idle: Vec<usize> = (0..self.depth).collect();
         // The first tenth has pages mapped.
-        let (begin, mut counted) = (Instant::now(), None);
+        let (begin, mut counted, mut rounds) = (Instant::now(), None, 0u32);
         loop {
             for id in idle.drain(..) {
-                dice ^= dice << 13;
-                dice ^= dice >> 7;
-                dice ^= dice << 17;
                 let mut request = requests[id];
-                let sector = dice % places * (self.size as u64 / 512);
+                let sector = sectors.next().expect("no end");
                 // Where both kinds of request have it.
                 request.as_bytes_mut()[16..24].copy_from_slice(&sector.to_le_bytes());
                 assert!(ring.push(request), "a slot for each");
             }
             if ring.publish() {
-                bell.notify(Port(1)).expect("an event");
+                bell.notify(PORT).expect("an event");
             }
             loop {
                 while let Some(response) = ring.pop().expect("a sane back end") {
@@ -171,13 +195,20 @@ impl Load {
                 if !idle.is_empty() {
                     break;
                 }
-                if !ring.wait_for_more() {
+                if !self.sleeps {
+                    std::hint::spin_loop();
+                } else if !ring.wait_for_more() {
                     let mut fds = [PollFd::new(bell, PollFlags::IN)];
                     poll(&mut fds, None).expect("poll");
                     bell.next_pending().expect("an event");
                 }
             }
             done += idle.len() as u64;
+            // The clock is not free.
+            rounds = rounds.wrapping_add(1);
+            if !rounds.is_multiple_of(16) {
+                continue;
+            }
             let now = begin.elapsed();
             match counted {
                 None if now > self.time / 10 => counted = Some((now, done)),
@@ -187,6 +218,18 @@ impl Load {
                 _ => {}
             }
         }
+    }
+
+    /// Where to, diced before the clock runs.
+    fn sectors(&self, places: u64) -> Vec<u64> {
+        let mut dice = 0x2545_f491_4f6c_dd1d_u64;
+        let roll = |_| {
+            dice ^= dice << 13;
+            dice ^= dice >> 7;
+            dice ^= dice << 17;
+            dice % places * (self.size as u64 / 512)
+        };
+        (0..1 << 16).map(roll).collect()
     }
 
     fn request<G: xen_hal::GrantTable>(
@@ -243,7 +286,7 @@ fn serve(
     storage: Arc<dyn Storage>,
     foreign: xen_fake::Foreign,
     bell: Bell,
-    stop: &UnixStream,
+    stop: &Stop,
 ) {
     let link = Link::new(connect, 0, foreign, bell).expect("map the ring");
     let engine = Uring::new(storage.clone(), link.capacity(), None).expect("io_uring");
@@ -262,17 +305,16 @@ fn serve(
         event: true,
         taken: false,
     };
-    loop {
+    while !stop.requested.load(Ordering::Acquire) {
         match served.work(woken).expect("work") {
             Progress::More => woken = Woken::default(),
-            Progress::Idle => {
-                woken = served.wait(stop.as_fd()).expect("wait");
-                // The guest has enough when its end of `stop` is closed.
-                let mut over = [PollFd::new(stop, PollFlags::IN)];
-                if !woken.event && poll(&mut over, Some(&Default::default())) == Ok(1) {
-                    return;
-                }
-            }
+            Progress::Idle => woken = served.wait(stop.bell.as_fd()).expect("wait"),
         }
     }
+}
+
+/// How the back end learns that the guest has enough.
+struct Stop {
+    requested: AtomicBool,
+    bell: OwnedFd,
 }
