@@ -143,14 +143,22 @@ pub fn open_image(path: &Path, read_only: bool, cache: Cache) -> io::Result<(Fil
     }
     let mut options = OpenOptions::new();
     options.read(true).write(!read_only);
+    // A guest's reads are no reason to look at, and write, the time of the last one.
+    let mut open = |flags: i32| match options.custom_flags(flags | libc::O_NOATIME).open(path) {
+        // Only the file's owner, and root, may have it so.
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            options.custom_flags(flags).open(path)
+        }
+        other => other,
+    };
     if cache == Cache::Direct {
-        match options.custom_flags(libc::O_DIRECT).open(path) {
+        match open(libc::O_DIRECT) {
             // A file system that has no direct access, such as tmpfs.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             other => return Ok((other?, true)),
         }
     }
-    Ok((options.custom_flags(0).open(path)?, false))
+    Ok((open(0)?, false))
 }
 
 fn unsuitable() -> io::Error {
