@@ -1,11 +1,11 @@
-//! Many writes by one system call that does them on the spot: `io_submit` on a file that goes through the
-//! page cache. io_uring would hand each to a kernel thread.
+//! Many transfers by one system call that does them on the spot: `io_submit` on a file that goes through the
+//! page cache. io_uring would hand each to a kernel thread, if it is a write or the file lies in memory.
 #![allow(unsafe_code)]
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-/// Writes begun at once, at most.
+/// Transfers begun at once, at most.
 pub const BATCH: usize = 64;
 
 /// A context of Linux's asynchronous I/O.
@@ -14,8 +14,18 @@ pub struct Aio {
     calls: u64,
 }
 
-/// Something to write: the vectors, where in the file, and whose it is.
-pub type Order<'a> = (&'a [libc::iovec], u64, u16);
+/// Something to read or to write.
+#[derive(Clone, Copy, Default)]
+pub struct Order<'a> {
+    /// It is to be written.
+    pub write: bool,
+    /// From or to where.
+    pub vectors: &'a [libc::iovec],
+    /// Where in the file.
+    pub offset: u64,
+    /// Whose it is.
+    pub token: u16,
+}
 
 /// `struct iocb` of linux/aio_abi.h.
 #[repr(C)]
@@ -47,6 +57,8 @@ struct Event {
 
 const _: () = assert!(size_of::<Iocb>() == 64 && size_of::<Event>() == 32);
 
+/// `IOCB_CMD_PREADV`
+const PREADV: u16 = 7;
 /// `IOCB_CMD_PWRITEV`
 const PWRITEV: u16 = 8;
 
@@ -62,26 +74,26 @@ impl Aio {
         }
     }
 
-    /// Carries out up to [`BATCH`] writes and gives each one's result as the system call `pwritev` would.
-    /// What the kernel did not take has none.
+    /// Carries out up to [`BATCH`] orders and gives each one's result as the system calls `preadv` and
+    /// `pwritev` would. What the kernel did not take has none.
     ///
     /// # Safety
-    /// The vectors name memory that may be read until this returns.
-    pub unsafe fn write(
+    /// The vectors name memory that may be read, or written to, until this returns.
+    pub unsafe fn run(
         &mut self,
         fd: BorrowedFd<'_>,
         orders: &[Order<'_>],
     ) -> io::Result<Vec<(u16, i64)>> {
         let mut blocks = [Iocb::default(); BATCH];
         let orders = &orders[..orders.len().min(BATCH)];
-        for (block, &(vectors, offset, token)) in blocks.iter_mut().zip(orders) {
+        for (block, order) in blocks.iter_mut().zip(orders) {
             *block = Iocb {
-                data: token.into(),
-                opcode: PWRITEV,
+                data: order.token.into(),
+                opcode: if order.write { PWRITEV } else { PREADV },
                 fd: fd.as_raw_fd() as u32,
-                buffer: vectors.as_ptr().expose_provenance() as u64,
-                length: vectors.len() as u64,
-                offset: offset as i64,
+                buffer: order.vectors.as_ptr().expose_provenance() as u64,
+                length: order.vectors.len() as u64,
+                offset: order.offset as i64,
                 ..Iocb::default()
             };
         }
@@ -146,30 +158,45 @@ mod tests {
     use std::os::fd::AsFd;
 
     #[test]
-    fn writes_are_done_when_it_returns() {
+    fn transfers_are_done_when_it_returns() {
         let path = std::env::temp_dir().join(format!("blkback-aio-{}", std::process::id()));
-        let file = std::fs::File::create_new(&path).unwrap();
+        let mut options = std::fs::File::options();
+        options.read(true).write(true).create_new(true);
+        let file = options.open(&path).unwrap();
         let data: Vec<[u8; 512]> = (0..BATCH).map(|n| [n as u8; 512]).collect();
-        let vectors: Vec<libc::iovec> = data
-            .iter()
-            .map(|block| libc::iovec {
-                iov_base: block.as_ptr().cast_mut().cast(),
-                iov_len: block.len(),
-            })
-            .collect();
-        let order = |n: usize| (&vectors[n..=n], 512 * n as u64, n as u16);
-        let orders: Vec<Order<'_>> = (0..BATCH).rev().map(order).collect();
-        let mut aio = Aio::new().unwrap();
-        // SAFETY: `data` lives on.
-        let mut results = unsafe { aio.write(file.as_fd(), &orders) }.unwrap();
-        results.sort_unstable();
+        let mut back = vec![[0xff_u8; 512]; BATCH];
+        let written = data.iter().map(|block| block.as_ptr().cast_mut());
+        let written: Vec<libc::iovec> = written.map(vector).collect();
+        let read = back.iter_mut().map(|block| block.as_mut_ptr());
+        let read: Vec<libc::iovec> = read.map(vector).collect();
+        let order = |n: usize, write| Order {
+            write,
+            vectors: if write { &written[n..=n] } else { &read[n..=n] },
+            offset: 512 * n as u64,
+            token: n as u16,
+        };
         let expected: Vec<(u16, i64)> = (0..BATCH).map(|n| (n as u16, 512)).collect();
-        assert_eq!((results, aio.calls()), (expected, 2));
+        let mut aio = Aio::new().unwrap();
+        for (write, calls) in [(true, 2), (false, 4)] {
+            let orders: Vec<Order<'_>> = (0..BATCH).rev().map(|n| order(n, write)).collect();
+            // SAFETY: `data` and `back` live on.
+            let mut results = unsafe { aio.run(file.as_fd(), &orders) }.unwrap();
+            results.sort_unstable();
+            assert_eq!((&results, aio.calls()), (&expected, calls));
+        }
         assert_eq!(std::fs::read(&path).unwrap(), data.concat());
         let closed = std::fs::File::open(&path).unwrap();
         // SAFETY: as above.
-        let refused = unsafe { aio.write(closed.as_fd(), &orders[..1]) };
+        let refused = unsafe { aio.run(closed.as_fd(), &[order(0, true)]) };
         assert_eq!(refused.unwrap_err().raw_os_error(), Some(libc::EBADF));
         std::fs::remove_file(path).unwrap();
+        assert!(back == data);
+    }
+
+    fn vector(base: *mut u8) -> libc::iovec {
+        libc::iovec {
+            iov_base: base.cast(),
+            iov_len: 512,
+        }
     }
 }

@@ -77,6 +77,9 @@ pub struct Woken {
     pub taken: bool,
 }
 
+/// Jobs begun at a time, at most.
+pub const MAX_BATCH: usize = 64;
+
 /// Carries out jobs, several at a time and in any order. Dropping it waits for those that are running: the
 /// memory they use is the guest's.
 pub trait Engine {
@@ -86,6 +89,15 @@ pub trait Engine {
     fn kick(&mut self) -> io::Result<()>;
     /// The next job that has ended, if any.
     fn finished(&mut self) -> Option<Done>;
+    /// How many jobs are best begun at a time: many where each is done on the spot, few where a device
+    /// could begin with the first meanwhile.
+    fn batch(&self) -> usize {
+        MAX_BATCH
+    }
+    /// Whether a job may have ended, as far as can be told without a system call.
+    fn ready(&mut self) -> bool {
+        false
+    }
     /// Waits until a job has ended, one of the descriptors can be read, or the time is over.
     fn wait(
         &mut self,

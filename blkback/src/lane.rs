@@ -1,5 +1,6 @@
 //! Transfers done on the spot, by the thread's own system call, where that is cheaper than io_uring: a read whose
-//! data is in memory, and writes to the page cache, which Linux 6.1 begins for nobody without waiting.
+//! data is in memory, writes to the page cache, which Linux 6.1 begins for nobody without waiting, and all
+//! transfers of a file that lies in memory, for which io_uring wakes a kernel thread.
 //!
 //! A write may still wait, for a disk's metadata or because too much is dirty. That holds up this queue
 //! alone, and if it does, writes go through io_uring for a while.
@@ -11,13 +12,15 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, OFlags, fcntl_getfl, fstat, fstatfs};
 
-use crate::aio::{Aio, BATCH};
+use crate::aio::{Aio, BATCH, Order};
 use crate::engine::{Job, Work};
 
 /// See the module.
 pub struct Lane {
     /// A file that lies in memory.
     memory: bool,
+    /// The page cache has the data, or will.
+    cached: bool,
     /// A single read may be tried.
     reads: bool,
     /// Writes may be done.
@@ -44,11 +47,12 @@ impl Lane {
     /// What can be done on the spot with this file.
     pub fn new(fd: BorrowedFd<'_>) -> io::Result<Lane> {
         let kind = FileType::from_raw_mode(fstat(fd)?.st_mode);
-        let cached = !fcntl_getfl(fd)?.contains(OFlags::DIRECT);
         let regular = kind == FileType::RegularFile;
         let memory = regular && IN_MEMORY.contains(&(fstatfs(fd)?.f_type as u64));
+        let cached = memory || !fcntl_getfl(fd)?.contains(OFlags::DIRECT);
         Ok(Lane {
             memory,
+            cached,
             reads: cached,
             writes: cached && regular,
             closed: 0,
@@ -56,6 +60,11 @@ impl Lane {
             vectors: Vec::new(),
             calls: 0,
         })
+    }
+
+    /// Whether transfers go to the page cache, or to memory.
+    pub fn is_cached(&self) -> bool {
+        self.cached
     }
 
     /// Reads, if the data is at hand: what the system call said.
@@ -66,14 +75,18 @@ impl Lane {
         let flags = if self.memory { 0 } else { libc::RWF_NOWAIT };
         let vectors = vectors(&mut self.vectors, std::slice::from_ref(job));
         self.calls += 1;
+        // Not by libc, which makes a point of it that a thread could be cancelled in this call.
         // SAFETY: the vectors name the pieces' memory, which the job keeps; it is shared memory, of which
         // nobody has a reference.
         let read = unsafe {
-            libc::preadv2(
+            libc::syscall(
+                libc::SYS_preadv2,
                 fd.as_raw_fd(),
                 vectors.as_ptr(),
-                vectors.len() as i32,
-                job.offset as i64,
+                vectors.len(),
+                job.offset,
+                // The offset's upper half, where words are of 32 bits.
+                0usize,
                 flags,
             )
         };
@@ -83,25 +96,41 @@ impl Lane {
                 self.reads = io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN);
                 None
             }
-            read => Some(read as i64),
+            read => Some(read),
         }
     }
 
-    /// Whether writes may be given to [`write`](Self::write) now.
-    pub fn takes_writes(&mut self) -> bool {
-        let open = self.closed == 0;
-        self.closed = self.closed.saturating_sub(1);
-        self.writes && open
+    /// Puts those that may be given to [`carry_out`](Self::carry_out) now in front, and says how many.
+    pub fn choose(&mut self, jobs: &mut [Job]) -> usize {
+        let mut writes = self.writes;
+        if writes && jobs.iter().any(|job| job.work == Work::Write) {
+            writes = self.closed == 0;
+            self.closed = self.closed.saturating_sub(1);
+        }
+        let here = |job: &Job| match job.work {
+            Work::Read => self.memory,
+            Work::Write => writes,
+            Work::Flush | Work::Discard(_) => false,
+        };
+        if !jobs.is_sorted_by_key(|job| !here(job)) {
+            jobs.sort_by_key(|job| !here(job));
+        }
+        jobs.partition_point(here)
     }
 
-    /// Writes, and tells of each, by its place among the jobs, what the system call said.
-    pub fn write(&mut self, fd: BorrowedFd<'_>, jobs: &[Job], mut ended: impl FnMut(usize, i64)) {
+    /// Reads and writes, and tells of each, by its place among the jobs, what the system call said.
+    pub fn carry_out(
+        &mut self,
+        fd: BorrowedFd<'_>,
+        jobs: &[Job],
+        mut ended: impl FnMut(usize, i64),
+    ) {
         let begun = (!self.memory).then(Instant::now);
         match jobs {
-            [job] => ended(0, self.write_one(fd, job)),
+            [job] => ended(0, self.one(fd, job)),
             jobs => {
                 for (n, batch) in jobs.chunks(BATCH).enumerate() {
-                    self.write_batch(fd, batch, &mut |place, result| {
+                    self.batch(fd, batch, &mut |place, result| {
                         ended(n * BATCH + place, result)
                     });
                 }
@@ -112,34 +141,29 @@ impl Lane {
         }
     }
 
-    fn write_one(&mut self, fd: BorrowedFd<'_>, job: &Job) -> i64 {
+    fn one(&mut self, fd: BorrowedFd<'_>, job: &Job) -> i64 {
         let vectors = vectors(&mut self.vectors, std::slice::from_ref(job));
         self.calls += 1;
+        let (fd, count) = (fd.as_raw_fd(), vectors.len() as i32);
+        let (first, offset) = (vectors.as_ptr(), job.offset as i64);
         // SAFETY: as above.
-        let written = unsafe {
-            libc::pwritev(
-                fd.as_raw_fd(),
-                vectors.as_ptr(),
-                vectors.len() as i32,
-                job.offset as i64,
-            )
+        let moved = unsafe {
+            match job.work {
+                Work::Read => libc::preadv(fd, first, count, offset),
+                _ => libc::pwritev(fd, first, count, offset),
+            }
         };
-        match written {
+        match moved {
             -1 => -i64::from(
                 io::Error::last_os_error()
                     .raw_os_error()
                     .unwrap_or(libc::EIO),
             ),
-            written => written as i64,
+            moved => moved as i64,
         }
     }
 
-    fn write_batch(
-        &mut self,
-        fd: BorrowedFd<'_>,
-        jobs: &[Job],
-        ended: &mut impl FnMut(usize, i64),
-    ) {
+    fn batch(&mut self, fd: BorrowedFd<'_>, jobs: &[Job], ended: &mut impl FnMut(usize, i64)) {
         if self.aio.is_none() {
             self.calls += 1;
             self.aio = Aio::new().ok();
@@ -147,19 +171,24 @@ impl Lane {
         let Some(aio) = &mut self.aio else {
             // The host gives no more of them.
             for (place, job) in jobs.iter().enumerate() {
-                ended(place, self.write_one(fd, job));
+                ended(place, self.one(fd, job));
             }
             return;
         };
         let mut rest = vectors(&mut self.vectors, jobs);
-        let mut orders: [(&[libc::iovec], u64, u16); BATCH] = [(&[], 0, 0); BATCH];
+        let mut orders = [Order::default(); BATCH];
         for (place, (order, job)) in orders.iter_mut().zip(jobs).enumerate() {
             let (own, others) = rest.split_at(job.data.len());
-            *order = (own, job.offset, place as u16);
+            *order = Order {
+                write: job.work == Work::Write,
+                vectors: own,
+                offset: job.offset,
+                token: place as u16,
+            };
             rest = others;
         }
         // SAFETY: as above; the jobs are kept until this returns.
-        let results = unsafe { aio.write(fd, &orders[..jobs.len()]) };
+        let results = unsafe { aio.run(fd, &orders[..jobs.len()]) };
         let results = results.unwrap_or_default();
         let taken = results.len();
         for (place, result) in results {
@@ -167,7 +196,7 @@ impl Lane {
         }
         // What was not taken says why when it is done by itself.
         for (place, job) in jobs.iter().enumerate().skip(taken) {
-            ended(place, self.write_one(fd, job));
+            ended(place, self.one(fd, job));
         }
     }
 

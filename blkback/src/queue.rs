@@ -127,9 +127,6 @@ impl Steps {
 /// A queue that never rests writes all its counts down after so many steps.
 const TELL: u32 = 64;
 
-/// Requests taken in one step, at most.
-const BATCH: usize = 64;
-
 /// Bytes of buffers that a queue uses at a time, at most; the largest request has 1 MiB.
 const MAX_BUFFERED: usize = 2 << 20;
 
@@ -249,8 +246,13 @@ where
     }
 
     /// Whether requests wait that could be taken; does not ask the front end for an event.
-    pub fn has_requests(&self) -> bool {
+    fn has_requests(&self) -> bool {
         self.may_take() && self.parts.ring.pending().map_or(true, |count| count > 0)
+    }
+
+    /// Whether a step would find something to do, as far as can be told without a system call.
+    pub fn has_work(&mut self) -> bool {
+        self.has_requests() || self.busy > 0 && self.parts.engine.ready()
     }
 
     /// Whoever carries its jobs out.
@@ -297,8 +299,9 @@ where
     /// Takes requests from the ring, records them, and begins them.
     fn take(&mut self) -> Result<bool> {
         let protocol = self.parts.ring.protocol();
+        let batch = self.parts.engine.batch();
         let mut taken = std::mem::take(&mut self.taken);
-        while taken.len() < BATCH && self.may_take() && self.parts.rate.allows() {
+        while taken.len() < batch && self.may_take() && self.parts.rate.allows() {
             // A ring has no more requests than slots, so a place is free for each.
             let Some(&place) = self.free.last() else {
                 break;
@@ -541,10 +544,13 @@ where
         fed
     }
 
-    /// Takes what has ended.
+    /// Takes what has ended, a batch of it.
     fn reap(&mut self) -> bool {
         let mut any = false;
-        while let Some(Done { job, result }) = self.parts.engine.finished() {
+        for _ in 0..self.parts.engine.batch() {
+            let Some(Done { job, result }) = self.parts.engine.finished() else {
+                break;
+            };
             any = true;
             self.busy -= 1;
             let place = job.token;

@@ -1,7 +1,7 @@
 //! A ring with its event channel: all that serving it takes.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use xen_backend::DeviceId;
 use xen_hal::{AccessMode, EventChannels, ForeignGrants, Result};
@@ -143,7 +143,7 @@ where
             events: self.events,
             port: self.port,
             masked: false,
-            spin: Spin::default(),
+            spin: Spin::both(),
         })
     }
 }
@@ -164,7 +164,8 @@ pub struct Served<G: ForeignGrants, E: EventChannels> {
     events: E,
     port: Port,
     masked: bool,
-    spin: Spin,
+    /// For a queue at rest, and for one whose requests run.
+    spin: [Spin; 2],
 }
 
 impl<G, E> Served<G, E>
@@ -186,8 +187,9 @@ where
         if self.queue.step(|| events.notify(port))? == Progress::More {
             return Ok(Progress::More);
         }
-        let queue = &self.queue;
-        if self.spin.until(|| queue.has_requests()) || self.queue.rest() {
+        let queue = &mut self.queue;
+        let spin = &mut self.spin[usize::from(queue.in_flight() > 0)];
+        if spin.until(|| queue.has_work()) || queue.rest() {
             return Ok(Progress::More);
         }
         // Opened only now: a guest's storm of events costs it its own turn (XSA-332).
@@ -256,26 +258,38 @@ where
 
 /// Looks again for a short time before a wait: a wake-up costs more than that. How long depends on how
 /// often it was worth it; on a machine where nobody else runs meanwhile, it soon is no time at all.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Spin {
     turns: u32,
+    most: u32,
     waits: u32,
-}
-
-impl Default for Spin {
-    fn default() -> Self {
-        Spin {
-            turns: Spin::LEAST,
-            waits: 0,
-        }
-    }
 }
 
 impl Spin {
     const LEAST: u32 = 64;
     const MOST: u32 = 2048;
+    /// About what a wake-up costs: to look for longer than that is waste.
+    const WORTH: Duration = Duration::from_micros(20);
     /// One in so many waits tries again although it was not worth it lately.
     const TRY_AGAIN: u32 = 64;
+
+    fn new(most: u32) -> Spin {
+        Spin {
+            turns: Spin::LEAST,
+            most: most.clamp(Spin::LEAST, Spin::MOST),
+            waits: 0,
+        }
+    }
+
+    /// As long as this processor takes for it.
+    fn both() -> [Spin; 2] {
+        let begun = Instant::now();
+        for _ in 0..Spin::LEAST {
+            std::hint::spin_loop();
+        }
+        let turn = (begun.elapsed() / Spin::LEAST).as_nanos().max(1);
+        [Spin::new((Spin::WORTH.as_nanos() / turn) as u32); 2]
+    }
 
     fn until(&mut self, mut ready: impl FnMut() -> bool) -> bool {
         self.waits = self.waits.wrapping_add(1);
@@ -285,7 +299,7 @@ impl Spin {
         };
         for _ in 0..turns {
             if ready() {
-                self.turns = (turns * 2).min(Self::MOST);
+                self.turns = (turns * 2).min(self.most);
                 return true;
             }
             std::hint::spin_loop();
@@ -304,7 +318,7 @@ mod tests {
 
     #[test]
     fn looking_again_stops_when_it_is_in_vain() {
-        let mut spin = Spin::default();
+        let mut spin = Spin::new(Spin::MOST);
         let mut looks = 0;
         for _ in 0..Spin::TRY_AGAIN {
             assert!(!spin.until(|| {

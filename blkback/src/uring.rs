@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use io_uring::{IoUring, Probe, opcode, squeue, types};
 
-use crate::engine::{Done, Engine, Job, Listen, Woken, Work, perform};
+use crate::engine::{Done, Engine, Job, Listen, MAX_BATCH, Woken, Work, perform};
 use crate::lane::Lane;
 use crate::memory::total;
 use crate::storage::Storage;
@@ -321,14 +321,11 @@ impl Uring {
         {
             self.end(jobs.remove(0), result);
         }
-        let writes = jobs.iter().filter(|job| job.work == Work::Write).count();
-        if writes > 0 && self.lane.takes_writes() {
-            jobs.sort_by_key(|job| job.work != Work::Write);
-            let mut results = [0i64; LANE];
-            let here = writes.min(LANE);
-            let written = &jobs[..here];
-            self.lane
-                .write(fd, written, |place, result| results[place] = result);
+        let here = self.lane.choose(&mut jobs).min(MAX_BATCH);
+        if here > 0 {
+            let mut results = [0i64; MAX_BATCH];
+            let told = |place: usize, result| results[place] = result;
+            self.lane.carry_out(fd, &jobs[..here], told);
             for (job, result) in jobs.drain(..here).zip(results) {
                 self.end(job, result);
             }
@@ -396,8 +393,8 @@ impl Uring {
     }
 }
 
-/// Writes done on the spot at once, at most: a step of a queue begins no more.
-const LANE: usize = 64;
+/// Begun at a time where the page cache has no part: a device is not to wait for the last of many.
+const AT_A_DEVICE: usize = 8;
 
 impl Engine for Uring {
     fn start(&mut self, job: Job) {
@@ -414,9 +411,26 @@ impl Engine for Uring {
 
     fn finished(&mut self) -> Option<Done> {
         if self.done.is_empty() {
+            // The kernel puts off what has ended until it is asked; a failure shows with the next order.
+            if self.count > 0 && self.ring.submission().taskrun() {
+                let _ = self.submit(0, None);
+            }
             self.drain();
         }
         self.done.pop_front()
+    }
+
+    fn batch(&self) -> usize {
+        match self.lane.is_cached() {
+            true => MAX_BATCH,
+            false => AT_A_DEVICE,
+        }
+    }
+
+    fn ready(&mut self) -> bool {
+        let ended =
+            |ring: &mut IoUring| ring.submission().taskrun() || !ring.completion().is_empty();
+        !self.done.is_empty() || self.count > 0 && ended(&mut self.ring)
     }
 
     fn wait(
