@@ -34,6 +34,7 @@ mod sizes;
 mod storage;
 mod threads;
 mod uring;
+mod uring_setup;
 
 pub use disk::{Disk, Format, params_path};
 pub use driver::{BlockDriver, Datapath, MAX_QUEUES, MAX_RING_ORDER, OpenImage, open_file};

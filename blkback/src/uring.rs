@@ -10,12 +10,13 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
-use io_uring::{IoUring, Probe, opcode, squeue, types};
+use io_uring::{IoUring, opcode, squeue, types};
 
 use crate::engine::{Done, Engine, Job, Listen, MAX_BATCH, Woken, Work, perform};
 use crate::lane::Lane;
 use crate::memory::total;
 use crate::storage::Storage;
+use crate::uring_setup;
 
 /// See the module.
 pub struct Uring {
@@ -83,9 +84,6 @@ const UNMASK: u64 = u64::MAX - 2;
 const POLL: u64 = u64::MAX - 3;
 const CANCEL: u64 = u64::MAX - 4;
 
-/// Entries that are shown to the kernel at once, at most.
-const ENTRIES: u32 = 128;
-
 impl Uring {
     /// An engine for up to `jobs` jobs at a time on the file behind `storage`. `held` stays open, by the
     /// kernel's own hand, until the last of them has ended, even if the process is killed. An error says that the kernel has no
@@ -96,26 +94,12 @@ impl Uring {
         held: Option<BorrowedFd<'_>>,
     ) -> io::Result<Uring> {
         let file = storage.file().ok_or(io::ErrorKind::Unsupported)?;
-        let ring = Uring::build(jobs)?;
-        let mut probe = Probe::new();
-        ring.submitter().register_probe(&mut probe)?;
-        let needed = [
-            opcode::Readv::CODE,
-            opcode::Writev::CODE,
-            opcode::Read::CODE,
-            opcode::Write::CODE,
-            opcode::Fsync::CODE,
-            opcode::Fallocate::CODE,
-            opcode::PollAdd::CODE,
-        ];
-        if !needed.iter().all(|&code| probe.is_supported(code))
-            || !ring.params().is_feature_ext_arg()
-        {
-            return Err(io::ErrorKind::Unsupported.into());
-        }
         let mut files = vec![file.as_raw_fd()];
         files.extend(held.map(|fd| fd.as_raw_fd()));
-        ring.submitter().register_files(&files)?;
+        let ring = uring_setup::ring(jobs, &files)?;
+        if !ring.params().is_feature_ext_arg() {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         Ok(Uring {
             lane: Lane::new(file)?,
             merges: ring.params().is_feature_skip_cqe_on_success(),
@@ -133,29 +117,6 @@ impl Uring {
             stop: Armed::No,
             calls: 0,
         })
-    }
-
-    /// The best ring that the kernel gives: the flags are of Linux 6.1 and 5.19.
-    fn build(jobs: usize) -> io::Result<IoUring> {
-        let completions = (jobs as u32 + 2).next_power_of_two().max(2 * ENTRIES);
-        let base = || {
-            let mut builder = IoUring::builder();
-            builder.setup_clamp().setup_cqsize(completions);
-            builder
-        };
-        base()
-            .setup_single_issuer()
-            .setup_coop_taskrun()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .build(ENTRIES)
-            .or_else(|_| {
-                base()
-                    .setup_coop_taskrun()
-                    .setup_taskrun_flag()
-                    .build(ENTRIES)
-            })
-            .or_else(|_| base().build(ENTRIES))
     }
 
     fn push(&mut self, entry: squeue::Entry) -> io::Result<()> {
