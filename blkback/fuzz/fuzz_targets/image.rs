@@ -1,10 +1,14 @@
 //! An image of any bytes: it opens or does not, and then every call returns.
 
+#[path = "seeds.rs"]
+mod seeds;
+
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-use blkback::{Allowance, Cache, Disk, Format, OtherFiles, open_given};
+use blkback::{Allowance, Cache, Disk, Format, OtherFiles, Storage, open_given};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 /// Other files that an image names: always one of zeros.
@@ -23,12 +27,29 @@ fn in_memory(bytes: &[u8]) -> io::Result<File> {
     Ok(file)
 }
 
-/// The first byte says how it is opened, the rest is the image.
-pub fn try_image(format: Format, data: &[u8]) {
-    let Some((&how, image)) = data.split_first() else {
+/// Writes some inputs into the folder that `FUZZ_SEEDS` names, if it does.
+pub fn write_seeds(format: Format) {
+    let Some(folder) = std::env::var_os("FUZZ_SEEDS") else {
         return;
     };
-    let read_only = how & 1 == 1;
+    for (name, image) in seeds::all(format) {
+        // Formats that are only read are opened so.
+        let writable = format != Format::Vmdk;
+        for read_only in [true].into_iter().chain(writable.then_some(false)) {
+            let read =
+                open(format, read_only, &image).and_then(|storage| storage.read(0, &mut [0; 1024]));
+            if let Err(error) = read {
+                panic!("the seed {name} is no image: {error}");
+            }
+            let input = [&[u8::from(read_only)], image.as_slice()].concat();
+            let file = format!("seed-{name}-{read_only}");
+            let path = Path::new(&folder).join(file);
+            std::fs::write(path, input).expect("the folder can be written");
+        }
+    }
+}
+
+fn open(format: Format, read_only: bool, image: &[u8]) -> io::Result<Arc<dyn Storage>> {
     let disk = Disk {
         path: "/image".into(),
         format,
@@ -40,8 +61,16 @@ pub fn try_image(format: Format, data: &[u8]) {
         cache: Cache::Page,
         allowance: Allowance::default(),
     };
-    let Ok(file) = in_memory(image) else { return };
-    let Ok(storage) = open_given(&disk, file, false, &Zeros) else {
+    open_given(&disk, in_memory(image)?, false, &Zeros)
+}
+
+/// The first byte says how it is opened, the rest is the image.
+pub fn try_image(format: Format, data: &[u8]) {
+    let Some((&how, image)) = data.split_first() else {
+        return;
+    };
+    let read_only = how & 1 == 1;
+    let Ok(storage) = open(format, read_only, image) else {
         return;
     };
     let size = storage.sectors_512() * 512;

@@ -3,4 +3,9 @@
 
 mod image;
 
-libfuzzer_sys::fuzz_target!(|data: &[u8]| image::try_image(blkback::Format::Vhd, data));
+use blkback::Format;
+
+libfuzzer_sys::fuzz_target!(
+    init: image::write_seeds(Format::Vhd),
+    |data: &[u8]| image::try_image(Format::Vhd, data)
+);
