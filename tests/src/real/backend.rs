@@ -89,3 +89,26 @@ pub fn restart_as(host: &Host, words: &[String]) -> Outcome {
     })?;
     start(words)
 }
+
+/// Descriptors that a process has open.
+pub fn descriptors(pid: Pid) -> Outcome<usize> {
+    let path = format!("/proc/{}/fd", pid.as_raw_nonzero());
+    let entries = std::fs::read_dir(&path).or_broken(format!("read {path}"))?;
+    Ok(entries.count())
+}
+
+/// A size that /proc tells of a process: `RssAnon` is its own memory, `VmHWM` the most that it had of all kinds.
+pub fn memory_kib(pid: Pid, name: &str) -> Outcome<u64> {
+    let path = format!("/proc/{}/status", pid.as_raw_nonzero());
+    let text = std::fs::read_to_string(&path).or_broken(format!("read {path}"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name));
+    let line = line.and_then(|line| line.strip_prefix(':'));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.or_broken(format!("no {name} in {path}"))
+}
+
+/// Has the most that it had (`VmHWM`) begin again with what it has.
+pub fn forget_peak(pid: Pid) -> Outcome {
+    let path = format!("/proc/{}/clear_refs", pid.as_raw_nonzero());
+    std::fs::write(&path, "5").or_broken(format!("write {path}"))
+}

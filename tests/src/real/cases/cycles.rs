@@ -17,6 +17,8 @@ const WARM_UP: u64 = 5;
 const SEEN: Duration = Duration::from_secs(20);
 /// Kept memory that may be found afterwards: an allocator's, not a leak of a page a cycle.
 const ROOM_KIB: u64 = 256;
+/// Memory of a process that is its own.
+const OWN: &str = "RssAnon";
 
 /// What a process of the back end holds, counted.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,8 +45,8 @@ pub fn all(host: &Host) -> Outcome {
         }
         let kib = || -> Outcome<[u64; 3]> {
             Ok([
-                resident_kib(broker)?,
-                resident_kib(worker)?,
+                backend::memory_kib(broker, OWN)?,
+                backend::memory_kib(worker, OWN)?,
                 guest_kib(&guest)?,
             ])
         };
@@ -102,21 +104,12 @@ impl Held {
         let maps = format!("{folder}/maps");
         let maps = std::fs::read_to_string(&maps).or_broken(format!("read {maps}"))?;
         Ok(Held {
-            descriptors: count(&format!("{folder}/fd"))?,
+            descriptors: backend::descriptors(pid)?,
             threads: count(&format!("{folder}/task"))?,
             mappings: maps.matches("gntdev").count(),
             journals: count("/run/xlrs/blkback")?,
         })
     }
-}
-
-/// Memory of a process that is its own.
-fn resident_kib(pid: Pid) -> Outcome<u64> {
-    let path = format!("/proc/{}/status", pid.as_raw_nonzero());
-    let text = std::fs::read_to_string(&path).or_broken(format!("read {path}"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
-    number.or_broken("no RssAnon")
 }
 
 /// What the guest's heap has handed out.

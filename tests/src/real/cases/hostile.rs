@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use rustix::process::Pid;
 use scenarios::block::{BlockGuest, out_of_range};
 use scenarios::{OrStop, Outcome, demand};
 
+use crate::real::backend;
 use crate::real::cases::http;
 use crate::real::driver::Driver;
 use crate::real::host::Host;
@@ -79,6 +81,7 @@ pub fn block(host: &Host) -> Outcome {
         let bad = Driver::create(host, "bad", |config| config.disk(&images[1]))?;
         good.fill_and_check(1, 0, 64)?;
         bad.fill_and_check(2, 0, 64)?;
+        let taken = Taken::now()?;
         let right = bad.command("disk raw op=0 sector=8")?;
         demand!(right.is_ok(), "a request that keeps the rules: {right:?}");
         host.step("requests that break the rules");
@@ -100,6 +103,8 @@ pub fn block(host: &Host) -> Outcome {
         good.fill_and_check(5, 64, 64)?;
         bad.fill_and_check(6, 64, 64)?;
         disks_that_end(host, &good, &bad)?;
+        as_much_as_possible(host, &bad)?;
+        taken.stays_bounded(host)?;
         all_daemons_run(host)?;
         bad.shutdown()?;
         good.shutdown()
@@ -161,6 +166,54 @@ fn disks_that_end(host: &Host, good: &Driver<'_>, bad: &Driver<'_>) -> Outcome {
     let again = bad.command("disk open")?;
     demand!(again.is_ok(), "{again:?}");
     bad.fill_and_check(11, 64, 64)
+}
+
+/// All queues, the largest rings, and data that goes through the back end's own memory.
+fn as_much_as_possible(host: &Host, bad: &Driver<'_>) -> Outcome {
+    host.step("as much at a time as there is");
+    let opened = bad.command("disk open queues=8 order=4 indirect=256 persistent=0")?;
+    demand!(opened == Ok("8".into()), "{opened:?}");
+    let mixed = bad.command("disk mix 12 8192 16384 11 64 64")?;
+    demand!(mixed == Ok(String::new()), "{mixed:?}");
+    let again = bad.command("disk open")?;
+    demand!(again.is_ok(), "{again:?}");
+    bad.fill_and_check(13, 64, 64)
+}
+
+/// What both processes of the back end have.
+struct Taken([(&'static str, Pid, usize); 2]);
+
+/// The most that either may take under attack.
+const MOST_KIB: u64 = 64 << 10;
+
+impl Taken {
+    fn now() -> Outcome<Taken> {
+        let of = |name| -> Outcome<_> {
+            let (pid, _) = backend::part(name)?;
+            backend::forget_peak(pid)?;
+            Ok((name, pid, backend::descriptors(pid)?))
+        };
+        Ok(Taken([of(backend::BROKER)?, of(backend::WORKER)?]))
+    }
+
+    /// Memory had a bound all the time; descriptors are as they were.
+    fn stays_bounded(&self, host: &Host) -> Outcome {
+        for &(name, pid, before) in &self.0 {
+            let most = backend::memory_kib(pid, "VmHWM")?;
+            let own = backend::memory_kib(pid, "RssAnon")?;
+            host.step(format!(
+                "{name} had at most {most} KiB, {own} of its own now"
+            ));
+            demand!(
+                most < MOST_KIB,
+                "{name} had {most} KiB, and {MOST_KIB} is the most"
+            );
+            host.wait_for(&format!("{name} has let go"), ENDED_TIMEOUT, || {
+                Ok((backend::descriptors(pid)? == before).then_some(()))
+            })?;
+        }
+        Ok(())
+    }
 }
 
 /// Malformed packets: their sender's interface may end, another's goes on.
