@@ -31,11 +31,10 @@ pub trait Driver {
         let _ = id;
     }
 
-    /// Something that the toolstack wrote has changed while the device is connected; what to publish now,
-    /// with the state written again so that the front end looks.
-    fn changed(&mut self, site: &Site<'_>, device: &mut Self::Device) -> Result<Vec<Node>> {
+    /// Something that the toolstack wrote has changed while the device is connected.
+    fn changed(&mut self, site: &Site<'_>, device: &mut Self::Device) -> Result<Change> {
         let _ = (site, device);
-        Ok(Vec::new())
+        Ok(Change::default())
     }
 
     /// Devices of which [`changed`](Self::changed) is to be asked again. Called with [`Bus::check`].
@@ -64,6 +63,12 @@ pub trait Driver {
         true
     }
 
+    /// The same for a connection that another will go on with ([`Change::reconnect`]): the front end is not
+    /// to notice.
+    fn pause(&self, connection: &Self::Connection) -> bool {
+        self.stop(connection)
+    }
+
     /// Whoever serves the connections has ended, with all of them: the daemon is to start over. Nothing is
     /// reported as a failure from then on.
     fn over(&self) -> bool {
@@ -79,9 +84,23 @@ pub trait Driver {
     fn close(&mut self, id: DeviceId, device: Self::Device);
 }
 
+/// What follows from something that has changed under a connection.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// What to publish now.
+    pub nodes: Vec<Node>,
+    /// The state is written again, so that the front end looks.
+    pub tell_front: bool,
+    /// The connection is to end, and [`Driver::connect`] to make another, as if this process had been followed
+    /// by the next.
+    pub reconnect: bool,
+}
+
 /// All devices of one class.
 pub struct Bus<D: Driver> {
     driver: D,
+    /// The directories of its devices.
+    classes: Vec<&'static str>,
     /// The directory of all back ends, and that of messages about them.
     root: String,
     error_root: String,
@@ -104,7 +123,7 @@ struct Entry<D: Driver> {
     /// [`Driver::prepare`] is not done yet.
     preparing: bool,
     /// The connection was asked to end. Nothing else is done before it has.
-    stopping: bool,
+    stopping: Option<End>,
     /// [`Driver::farewell`] was published since the device was last opened.
     farewell: bool,
     /// It failed, and the front end has not let go since: not tried again before it does.
@@ -113,8 +132,28 @@ struct Entry<D: Driver> {
     reported: bool,
 }
 
+/// Why a connection ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// The front end lets go, or something failed.
+    Stop,
+    /// Another goes on with it.
+    Pause,
+}
+
 /// Most store events taken before the devices they name are looked at (XSA-349: a flood costs one look).
 const EVENTS_PER_DRAIN: usize = 1024;
+
+/// The nodes of a device that are looked at when they change, and the device itself.
+const WATCHED: [&str; 7] = [
+    "",
+    "state",
+    "online",
+    "frontend",
+    "params",
+    "next-params",
+    "hotplug-status",
+];
 
 /// Begins the tokens of the watches on classes; the class follows.
 const BACK_TOKEN: &str = "back/";
@@ -124,6 +163,9 @@ impl<D: Driver> Bus<D> {
     pub fn new(driver: D, own: DomId, log: impl Fn(&str) + 'static) -> Self {
         Bus {
             driver,
+            classes: std::iter::once(D::CLASS)
+                .chain(D::ALSO.iter().copied())
+                .collect(),
             root: format!("/local/domain/{own}/backend"),
             error_root: format!("/local/domain/{own}/error/backend"),
             elsewhere: BTreeMap::new(),
@@ -134,10 +176,16 @@ impl<D: Driver> Bus<D> {
         }
     }
 
+    /// The same with the devices of one of the driver's directories only: others are somebody else's.
+    pub fn only(mut self, class: &str) -> Self {
+        self.classes.retain(|known| *known == class);
+        self
+    }
+
     /// Sets the watch that tells of devices. Devices that exist already are found by the first step.
     pub fn start(&mut self, store: &dyn Store) -> Result<(), StoreError> {
         self.rescan = true;
-        for class in classes::<D>() {
+        for class in &self.classes {
             let token = format!("{BACK_TOKEN}{class}");
             store.watch(&format!("{}/{class}", self.root), &token)?;
         }
@@ -178,7 +226,7 @@ impl<D: Driver> Bus<D> {
     pub fn check(&mut self, store: &dyn Store) -> Result<(), StoreError> {
         let noticed = self.driver.noticed();
         self.dirty.extend(noticed.into_iter().map(key));
-        let waiting = |entry: &Entry<D>| entry.stopping || entry.preparing;
+        let waiting = |entry: &Entry<D>| entry.stopping.is_some() || entry.preparing;
         let waiting = self.devices.iter().filter(|(_, entry)| waiting(entry));
         let waiting: Vec<Key> = waiting.map(|(&key, _)| key).collect();
         for key in waiting {
@@ -188,7 +236,10 @@ impl<D: Driver> Bus<D> {
             .devices
             .iter()
             .filter_map(|(&key, entry)| {
-                let connection = entry.connection.as_ref().filter(|_| !entry.stopping)?;
+                let connection = entry
+                    .connection
+                    .as_ref()
+                    .filter(|_| entry.stopping.is_none())?;
                 let error = self.driver.failure(connection)?;
                 Some((key, error))
             })
@@ -222,8 +273,8 @@ impl<D: Driver> Bus<D> {
 
     fn sort(&mut self, path: &str, token: &str) {
         let named = token.strip_prefix(BACK_TOKEN);
-        let Some(class) = named.and_then(|named| classes::<D>().find(|class| *class == named))
-        else {
+        let mut classes = self.classes.iter().copied();
+        let Some(class) = named.and_then(|named| classes.find(|class| *class == named)) else {
             // The token of a front end's watch is its device's name.
             if let Some((id, "")) = DeviceId::parse(token) {
                 self.dirty.insert(key(id));
@@ -233,9 +284,7 @@ impl<D: Driver> Bus<D> {
         let root = format!("{}/{class}", self.root);
         let below = path.strip_prefix(root.as_str()).unwrap_or("");
         match DeviceId::parse(below.trim_start_matches('/')) {
-            Some((id, "" | "state" | "online" | "frontend" | "params" | "hotplug-status")) => {
-                self.seen(id, class);
-            }
+            Some((id, node)) if WATCHED.contains(&node) => self.seen(id, class),
             // What we publish ourselves, and what only scripts read.
             Some(_) => {}
             None => self.rescan = true,
@@ -244,7 +293,7 @@ impl<D: Driver> Bus<D> {
 
     fn scan(&mut self, store: &dyn Store) -> Result<(), StoreError> {
         self.dirty.extend(self.devices.keys());
-        for class in classes::<D>() {
+        for class in self.classes.clone() {
             let root = format!("{}/{class}", self.root);
             for dom in list(store, &root)? {
                 for index in list(store, &format!("{root}/{dom}"))? {
@@ -296,8 +345,10 @@ impl<D: Driver> Bus<D> {
             .read_optional(None, &format!("{back}/online"))?
             .is_some_and(|value| value != b"0");
         self.follow(store, key, &front)?;
-        let stopping = self.devices.get(&key).is_some_and(|entry| entry.stopping);
-        if stopping && !self.disconnect(key) {
+        let stopping = self.devices.get(&key).and_then(|entry| entry.stopping);
+        if let Some(how) = stopping
+            && !self.end(key, how)?
+        {
             return Ok(());
         }
         // A directory in its first state was made anew: what is open was opened for the one before it.
@@ -418,9 +469,18 @@ impl<D: Driver> Bus<D> {
             self.say(site.id, how);
         } else if site.state == XenbusState::Connected {
             let device = entry.device.as_mut().expect("opened above");
-            nodes.extend(self.driver.changed(site, device)?);
-            if !nodes.is_empty() {
+            let change = self.driver.changed(site, device)?;
+            nodes.extend(change.nodes);
+            if change.tell_front {
                 nodes.push(("state", site.state.to_string()));
+            }
+            if change.reconnect {
+                self.switch(site.store, key, site.state, site.state, &nodes)?;
+                // Else it is gone on with when the connection has ended.
+                return match self.end(key, End::Pause)? {
+                    true => self.connect(site, key),
+                    false => Ok(()),
+                };
             }
         }
         self.switch(site.store, key, site.state, XenbusState::Connected, &nodes)
@@ -500,7 +560,7 @@ impl<D: Driver> Bus<D> {
             device: None,
             connection: None,
             preparing: false,
-            stopping: false,
+            stopping: None,
             farewell: false,
             failed: false,
             reported: false,
@@ -525,20 +585,35 @@ impl<D: Driver> Bus<D> {
     /// Ends the connection, if there is one; false if that takes longer, and [`check`](Self::check) will
     /// go on with it.
     fn disconnect(&mut self, key: Key) -> bool {
+        self.end(key, End::Stop).unwrap_or(true)
+    }
+
+    /// The same for either reason. An error says that a connection failed while it was to be paused: there is
+    /// nothing to go on with.
+    fn end(&mut self, key: Key, how: End) -> Result<bool> {
         let Some(entry) = self.devices.get_mut(&key) else {
-            return true;
+            return Ok(true);
         };
         let Some(connection) = &entry.connection else {
-            return true;
+            entry.stopping = None;
+            return Ok(true);
         };
-        entry.stopping = true;
-        if !self.driver.stop(connection) {
-            return false;
+        entry.stopping = Some(how);
+        let (ended, what) = match how {
+            End::Stop => (self.driver.stop(connection), "disconnected"),
+            End::Pause => (self.driver.pause(connection), "paused"),
+        };
+        if !ended {
+            return Ok(false);
         }
+        let failure = match how {
+            End::Stop => None,
+            End::Pause => self.driver.failure(connection),
+        };
         entry.connection = None;
-        entry.stopping = false;
-        self.say(id(key), "disconnected");
-        true
+        entry.stopping = None;
+        self.say(id(key), what);
+        failure.map_or(Ok(true), Err)
     }
 
     /// The front end has let go: nothing of the device is kept, and an old failure is forgiven. False if
@@ -618,11 +693,6 @@ impl<D: Driver> Bus<D> {
     fn say(&self, id: DeviceId, what: &str) {
         (self.log)(&format!("{}/{id}: {what}", self.class(key(id))));
     }
-}
-
-/// The directories of a driver's devices.
-fn classes<D: Driver>() -> impl Iterator<Item = &'static str> {
-    std::iter::once(D::CLASS).chain(D::ALSO.iter().copied())
 }
 
 fn key(id: DeviceId) -> Key {

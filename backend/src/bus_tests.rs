@@ -7,13 +7,17 @@ use xen_hal::{Error, Result, Store};
 use xen_sys::DomId;
 
 use crate::testing::MemoryStore;
-use crate::{Bus, DeviceId, Driver, Node, Site};
+use crate::{Bus, Change, DeviceId, Driver, Node, Site};
 
 #[derive(Clone, Default)]
 struct Probe {
     hangs: Rc<Cell<bool>>,
     /// The toolstack removes the device while it is being opened.
     vanishes: Rc<Cell<bool>>,
+    /// What follows from the next change.
+    change: Rc<RefCell<Change>>,
+    /// Connections fail.
+    fails: Rc<Cell<bool>>,
     calls: Rc<RefCell<Vec<String>>>,
 }
 
@@ -57,12 +61,21 @@ impl Driver for Probe {
         )))
     }
 
+    fn changed(&mut self, _: &Site<'_>, (): &mut ()) -> Result<Change> {
+        Ok(self.change.take())
+    }
+
     fn failure(&self, _: &Connection) -> Option<Error> {
-        None
+        self.fails.get().then_some(Error::NoGrants)
     }
 
     fn stop(&self, connection: &Connection) -> bool {
         connection.0.dom != DomId(1) || !self.hangs.get()
+    }
+
+    fn pause(&self, connection: &Connection) -> bool {
+        self.note("pause", connection.0);
+        self.stop(connection)
     }
 
     fn farewell(&self) -> Vec<Node> {
@@ -220,6 +233,81 @@ fn devices_elsewhere_are_served_there() {
     front(&store, 2, "3");
     settle(&mut bus, &store);
     assert_eq!(state(&store, 2), "4");
+}
+
+/// The front end is not told; whatever else happens waits until the connection has come to rest.
+#[test]
+fn a_connection_is_followed_by_another() {
+    // (who acts while it comes to rest, what the driver does then, the backend's state in the end)
+    type Act = fn(&MemoryStore, &Probe);
+    let rows: [(Act, &[&str], &str); 4] = [
+        (|_, _| {}, &["drop 1/7", "connect 1/7"], "4"),
+        (
+            |store, _| front(store, 1, "6"),
+            &["drop 1/7", "close 1/7"],
+            "6",
+        ),
+        (|_, probe| probe.fails.set(true), &["drop 1/7"], "5"),
+        (
+            |store, _| store.rm(None, &format!("{BACK}/1")).unwrap(),
+            &["drop 1/7", "close 1/7"],
+            "",
+        ),
+    ];
+    for (act, calls, ends) in rows {
+        let (store, probe) = (MemoryStore::new(), Probe::default());
+        let mut bus = Bus::new(probe.clone(), DomId::DOM0, |_| {});
+        bus.start(&store).unwrap();
+        declare(&store, 1);
+        front(&store, 1, "3");
+        settle(&mut bus, &store);
+        front(&store, 1, "4");
+        settle(&mut bus, &store);
+        probe.take();
+        probe.hangs.set(true);
+        *probe.change.borrow_mut() = Change {
+            nodes: vec![("said", "so".into())],
+            reconnect: true,
+            ..Change::default()
+        };
+        store.fill(&format!("{BACK}/1/7"), &[("next-params", "x")]);
+        settle(&mut bus, &store);
+        assert_eq!(store.text(&format!("{BACK}/1/7/said")), "so");
+        assert_eq!(probe.take()[0], "pause 1/7");
+        act(&store, &probe);
+        settle(&mut bus, &store);
+        bus.check(&store).unwrap();
+        probe.hangs.set(false);
+        bus.check(&store).unwrap();
+        settle(&mut bus, &store);
+        let done: Vec<String> = probe.take();
+        let done: Vec<&str> = (done.iter().map(String::as_str))
+            .filter(|call| *call != "pause 1/7")
+            .collect();
+        assert_eq!(done, calls);
+        assert_eq!(state(&store, 1), ends);
+    }
+}
+
+/// The others are somebody else's.
+#[test]
+fn one_directory_alone() {
+    let (store, probe) = (MemoryStore::new(), Probe::default());
+    let mut bus = Bus::new(probe, DomId::DOM0, |_| {}).only("vbd3");
+    let there = "/local/domain/0/backend/vbd3/2/7";
+    store.fill("/f", &[("state", "3")]);
+    store.fill(
+        there,
+        &[("frontend", "/f"), ("online", "1"), ("state", "1")],
+    );
+    declare(&store, 1);
+    front(&store, 1, "3");
+    bus.start(&store).unwrap();
+    settle(&mut bus, &store);
+    front(&store, 1, "3");
+    settle(&mut bus, &store);
+    assert_eq!(store.text(&format!("{there}/state")), "4");
+    assert_eq!((state(&store, 1), bus.counts()), ("1".into(), (1, 1)));
 }
 
 #[test]

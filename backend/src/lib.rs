@@ -10,12 +10,13 @@ mod bus;
 #[cfg(test)]
 mod bus_tests;
 pub mod daemon;
+pub mod overlay;
 mod quota;
 mod site;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 mod worker;
 
-pub use bus::{Bus, Driver};
+pub use bus::{Bus, Change, Driver};
 pub use site::{DeviceId, Node, Site};
 pub use worker::{Stop, Wake, Worker};

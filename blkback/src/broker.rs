@@ -102,6 +102,7 @@ fn open(link: &Link, folders: &[PathBuf], disk: &Disk) -> io::Result<Remote> {
     };
     let fds = [file.as_fd(), link.0.wake.as_fd()];
     messages::send(&socket, &ask, &fds).map_err(gone)?;
+    let mut behind = Vec::new();
     loop {
         if !readable(&socket, OPEN)? {
             return Err(io::ErrorKind::TimedOut.into());
@@ -114,6 +115,7 @@ fn open(link: &Link, folders: &[PathBuf], disk: &Disk) -> io::Result<Remote> {
                     sectors_512: AtomicU64::new(medium.sectors_512),
                     medium,
                     identity,
+                    behind,
                     conversation: Mutex::new(Conversation {
                         socket,
                         link: link.clone(),
@@ -138,6 +140,7 @@ fn open(link: &Link, folders: &[PathBuf], disk: &Disk) -> io::Result<Remote> {
                 let found = policy.open(&image, &name, &role, read_only || disk.read_only);
                 let sent = match &found {
                     Ok((file, path)) => {
+                        behind.push(blkback::identity(file)?);
                         let answer = Message::File { path: path.clone() };
                         messages::send(&socket, &answer, &[file.as_fd()])
                     }
@@ -160,6 +163,8 @@ struct Remote {
     medium: Medium,
     sectors_512: AtomicU64,
     identity: Identity,
+    /// The files that it names.
+    behind: Vec<Identity>,
     conversation: Mutex<Conversation>,
 }
 
@@ -242,6 +247,9 @@ impl Storage for Remote {
     }
     fn identity(&self) -> Option<Identity> {
         Some(self.identity)
+    }
+    fn behind(&self) -> Vec<Identity> {
+        self.behind.clone()
     }
     fn refresh(&self) -> io::Result<()> {
         // The worker is asked only if there is something new.
@@ -362,6 +370,10 @@ impl Datapath for Broker {
 
     fn stop(&self, connection: &Remotely) -> bool {
         connection.stop(true)
+    }
+
+    fn pause(&self, connection: &Remotely) -> bool {
+        connection.stop(false)
     }
 
     fn over(&self) -> bool {

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use xen_backend::{DeviceId, Driver, Node, Site, Wake};
+use xen_backend::{Change, DeviceId, Driver, Node, Site, Wake};
 use xen_hal::{Error, Result, XenbusState};
 use xen_sys::{Errno, GrantRef, PAGE_SIZE, Port};
 
 use crate::disk::Disk;
+use crate::next::{self, Next, Opened, Opener, Opening};
 use crate::request::{Limits, MAX_INDIRECT};
 use crate::ring::Protocol;
 use crate::served::{Connect, RingInfo};
@@ -35,6 +36,11 @@ pub trait Datapath {
         let _ = connection;
         true
     }
+
+    /// The same if another goes on with what it has in flight ([`Driver::pause`]).
+    fn pause(&self, connection: &Self::Connection) -> bool {
+        self.stop(connection)
+    }
 }
 
 /// Opens the image of a disk.
@@ -51,23 +57,14 @@ pub fn open_file() -> OpenImage {
 /// Block devices on a [`xen_backend::Bus`].
 pub struct BlockDriver<D> {
     datapath: D,
-    open: OpenImage,
-    /// Images are opened by threads, and this tells the main loop: one that hangs holds up its disk alone.
-    background: Option<Wake>,
+    opener: Opener,
     opening: HashMap<DeviceId, Opening>,
-    /// What is open now: no image is written by one guest while another has it.
-    in_use: HashMap<DeviceId, (Identity, bool)>,
+    /// What is open now, and whether for writing: no image is written by one guest while another has it, or
+    /// has one that rests on it.
+    in_use: HashMap<DeviceId, Vec<(Identity, bool)>>,
     /// Sees images that become longer.
     sizes: Option<Sizes>,
 }
-
-/// An image that a thread opens.
-struct Opening {
-    disk: Disk,
-    outcome: Arc<Mutex<Option<Opened>>>,
-}
-
-type Opened = io::Result<Arc<dyn Storage>>;
 
 /// A disk from state 2 on.
 pub struct Vbd {
@@ -76,6 +73,8 @@ pub struct Vbd {
     limits: Limits,
     /// What was published.
     sectors_512: u64,
+    /// The image that is to follow.
+    next: Option<Next>,
 }
 
 /// Most queues of a disk.
@@ -88,8 +87,7 @@ impl<D: Datapath> BlockDriver<D> {
     pub fn new(datapath: D, open: OpenImage) -> Self {
         BlockDriver {
             datapath,
-            open,
-            background: None,
+            opener: Opener::new(open),
             opening: HashMap::new(),
             in_use: HashMap::new(),
             sizes: None,
@@ -100,7 +98,7 @@ impl<D: Datapath> BlockDriver<D> {
     pub fn in_background(self, wake: Wake) -> Self {
         BlockDriver {
             sizes: Some(Sizes::watched(wake.clone())),
-            background: Some(wake),
+            opener: self.opener.in_background(wake),
             ..self
         }
     }
@@ -110,10 +108,23 @@ impl<D: Datapath> BlockDriver<D> {
         &self.datapath
     }
 
-    fn refuse_sharing(&mut self, id: DeviceId, disk: &Disk, identity: Identity) -> Result<()> {
-        let clash = self.in_use.iter().find(|(other, (theirs, writable))| {
-            **other != id && *theirs == identity && (*writable || !disk.read_only)
-        });
+    /// Notes what a disk has open, unless another device is in the way.
+    fn enter(&mut self, id: DeviceId, disk: &Disk, storage: &dyn Storage) -> Result<()> {
+        let uses = uses(disk, storage);
+        self.refuse_sharing(id, disk, &uses)?;
+        self.in_use.insert(id, uses);
+        Ok(())
+    }
+
+    fn refuse_sharing(&self, id: DeviceId, disk: &Disk, uses: &[(Identity, bool)]) -> Result<()> {
+        let clashes = |(theirs, they_write): &(Identity, bool)| {
+            let clash = |(own, write): &(Identity, bool)| own == theirs && (*write || *they_write);
+            uses.iter().any(clash)
+        };
+        let others = self.in_use.iter().filter(|(other, _)| **other != id);
+        let clash = others
+            .into_iter()
+            .find(|(_, theirs)| theirs.iter().any(clashes));
         match clash {
             Some((other, _)) if !disk.shared => Err(Error::System {
                 op: "open",
@@ -123,25 +134,131 @@ impl<D: Datapath> BlockDriver<D> {
                 ),
                 errno: Errno::EBUSY,
             }),
-            _ => {
-                self.in_use.insert(id, (identity, !disk.read_only));
-                Ok(())
-            }
+            _ => Ok(()),
         }
     }
 
     /// The image that a thread has opened, or one opened now.
-    fn image(&mut self, id: DeviceId, disk: &Disk) -> io::Result<Arc<dyn Storage>> {
+    fn image(&mut self, id: DeviceId, disk: &Disk) -> Opened {
         let opening = self.opening.remove(&id).filter(|o| o.disk == *disk);
-        let outcome = opening.and_then(|opening| {
-            let mut outcome = opening
-                .outcome
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            outcome.take()
-        });
-        outcome.unwrap_or_else(|| (self.open)(disk))
+        let outcome = opening.and_then(|opening| opening.take());
+        outcome.unwrap_or_else(|| self.opener.open(disk))
     }
+
+    /// What has become of the image that is to follow; the status to publish, if there is news.
+    fn look_ahead(&mut self, site: &Site<'_>, device: &mut Vbd, change: &mut Change) -> Result<()> {
+        let next = match next::named(site, &device.disk) {
+            Ok(Some(next)) => next,
+            Ok(None) => {
+                device.next = None;
+                return Ok(());
+            }
+            Err(Error::Store(error)) => return Err(error.into()),
+            Err(error) => {
+                // Said once: what is said twice is no change.
+                let status = next::status(Some(&error.to_string()));
+                if site.back(status.0)?.as_ref() != Some(&status.1) {
+                    change.nodes.push(status);
+                }
+                return Ok(());
+            }
+        };
+        let mut told = site.back("next-status")?.is_some();
+        loop {
+            match device.next.take() {
+                Some(Next::Trying(opening)) if opening.disk == next => match opening.take() {
+                    None => {
+                        device.next = Some(Next::Trying(opening));
+                        return Ok(());
+                    }
+                    Some(opened) => {
+                        let refused = self.unfit(site.id, &next, &opened, device);
+                        change.nodes.push(next::status(refused.as_deref()));
+                        told = true;
+                        device.next = Some(Next::Told {
+                            disk: next.clone(),
+                            ready: refused.is_none(),
+                        });
+                    }
+                },
+                Some(Next::Told { disk, ready }) if disk == next && told => {
+                    change.reconnect = ready && Disk::read(site)? == next;
+                    device.next = Some(match change.reconnect {
+                        true => Next::Wanted(next),
+                        false => Next::Told { disk, ready },
+                    });
+                    return Ok(());
+                }
+                _ => device.next = Some(Next::Trying(self.opener.begin(site.id, next.clone())?)),
+            }
+        }
+    }
+
+    fn unfit(&self, id: DeviceId, disk: &Disk, opened: &Opened, device: &Vbd) -> Option<String> {
+        let unfit = next::unfit(opened, device.storage.sectors_512());
+        unfit.or_else(|| {
+            let storage = opened.as_ref().ok()?;
+            let refused = self.refuse_sharing(id, disk, &uses(disk, &**storage));
+            refused.err().map(|error| error.to_string())
+        })
+    }
+
+    /// The rings are at rest: goes on with the next image, if that was wanted. What is to be published; `None`
+    /// while it is being opened.
+    fn follow(&mut self, id: DeviceId, device: &mut Vbd) -> Result<Option<Vec<Node>>> {
+        let opening = match device.next.take() {
+            Some(Next::Wanted(disk)) => self.opener.begin(id, disk)?,
+            Some(Next::Taking(opening)) => opening,
+            other => {
+                device.next = other;
+                return Ok(Some(Vec::new()));
+            }
+        };
+        let Some(opened) = opening.take() else {
+            device.next = Some(Next::Taking(opening));
+            return Ok(None);
+        };
+        let disk = opening.disk;
+        let refused = self.unfit(id, &disk, &opened, device);
+        match (refused, opened) {
+            (None, Ok(storage)) => {
+                self.enter(id, &disk, &*storage)?;
+                device.go_on_with(disk, storage);
+                if let Some(sizes) = &self.sizes {
+                    sizes.watch(id, &device.storage);
+                }
+                Ok(Some(device.place().into()))
+            }
+            // It was good a moment ago; the guest goes on with the image that it had.
+            (refused, _) => {
+                device.next = Some(Next::Told { disk, ready: false });
+                Ok(Some(vec![next::status(Some(&refused.unwrap_or_default()))]))
+            }
+        }
+    }
+}
+
+impl Vbd {
+    fn go_on_with(&mut self, disk: Disk, storage: Arc<dyn Storage>) {
+        self.limits.discard &= storage.can_discard();
+        (self.disk, self.storage, self.next) = (disk, storage, None);
+    }
+
+    /// Where its data is, for Xen's block script, which finds its work done and leaves the disk alone, and for the
+    /// toolstack.
+    fn place(&self) -> [Node; 2] {
+        [
+            ("physical-device", device_number(self.storage.identity())),
+            ("physical-device-path", self.disk.path.display().to_string()),
+        ]
+    }
+}
+
+/// What a disk has open, and whether for writing.
+fn uses(disk: &Disk, storage: &dyn Storage) -> Vec<(Identity, bool)> {
+    let own = storage.identity().map(|own| (own, !disk.read_only));
+    let behind = storage.behind().into_iter().map(|other| (other, false));
+    own.into_iter().chain(behind).collect()
 }
 
 impl<D: Datapath> Driver for BlockDriver<D> {
@@ -152,29 +269,15 @@ impl<D: Datapath> Driver for BlockDriver<D> {
     type Connection = D::Connection;
 
     fn prepare(&mut self, site: &Site<'_>) -> Result<bool> {
-        let Some(wake) = &self.background else {
+        if !self.opener.is_in_background() {
             return Ok(true);
-        };
+        }
         let disk = Disk::read(site)?;
         if let Some(opening) = self.opening.get(&site.id).filter(|o| o.disk == disk) {
-            let outcome = opening.outcome.lock();
-            return Ok(outcome.unwrap_or_else(PoisonError::into_inner).is_some());
+            return Ok(opening.is_done());
         }
-        let outcome: Arc<Mutex<Option<Opened>>> = Arc::default();
-        let (theirs, open, wake) = (Arc::clone(&outcome), self.open.clone(), wake.clone());
-        let (what, path) = (disk.clone(), disk.path.display().to_string());
-        let body = move || {
-            let result = open(&what);
-            *theirs.lock().unwrap_or_else(PoisonError::into_inner) = Some(result);
-            wake.wake();
-        };
-        let thread = std::thread::Builder::new().name(format!("open {}", site.id));
-        thread.spawn(body).map_err(|error| Error::System {
-            op: "start a thread that opens",
-            object: path,
-            errno: Errno(error.raw_os_error().unwrap_or(Errno::EIO.0)),
-        })?;
-        self.opening.insert(site.id, Opening { disk, outcome });
+        let opening = self.opener.begin(site.id, disk)?;
+        self.opening.insert(site.id, opening);
         Ok(false)
     }
 
@@ -192,9 +295,7 @@ impl<D: Datapath> Driver for BlockDriver<D> {
             },
             errno: Errno(error.raw_os_error().unwrap_or(Errno::EINVAL.0)),
         })?;
-        if let Some(identity) = storage.identity() {
-            self.refuse_sharing(site.id, &disk, identity)?;
-        }
+        self.enter(site.id, &disk, &*storage)?;
         let limits = Limits {
             sectors_512: storage.sectors_512(),
             sector_size: storage.sector_size(),
@@ -211,9 +312,6 @@ impl<D: Datapath> Driver for BlockDriver<D> {
             ("max-ring-page-order", MAX_RING_ORDER.to_string()),
             ("multi-queue-max-queues", MAX_QUEUES.to_string()),
             ("feature-discard", flag(limits.discard)),
-            // Xen's block script finds its work done and leaves the disk alone.
-            ("physical-device", device_number(storage.identity())),
-            ("physical-device-path", disk.path.display().to_string()),
             ("hotplug-status", "connected".to_string()),
         ];
         if limits.discard {
@@ -230,7 +328,9 @@ impl<D: Datapath> Driver for BlockDriver<D> {
             sectors_512: limits.sectors_512,
             storage,
             limits,
+            next: None,
         };
+        nodes.extend(device.place());
         Ok((device, nodes))
     }
 
@@ -239,6 +339,9 @@ impl<D: Datapath> Driver for BlockDriver<D> {
         site: &Site<'_>,
         device: &mut Vbd,
     ) -> Result<Option<(D::Connection, Vec<Node>)>> {
+        let Some(mut nodes) = self.follow(site.id, device)? else {
+            return Ok(None);
+        };
         let front = site.front("state")?.unwrap_or_default();
         let connected = XenbusState::Connected;
         let connect = Connect {
@@ -253,7 +356,7 @@ impl<D: Datapath> Driver for BlockDriver<D> {
         };
         let connection = self.datapath.serve(&connect, device.storage.clone())?;
         device.sectors_512 = device.storage.sectors_512();
-        let nodes = vec![
+        nodes.extend([
             ("sectors", device.sectors_512.to_string()),
             ("sector-size", device.limits.sector_size.to_string()),
             (
@@ -261,26 +364,34 @@ impl<D: Datapath> Driver for BlockDriver<D> {
                 device.limits.sector_size.to_string(),
             ),
             ("info", device.disk.info().to_string()),
-        ];
+        ]);
         Ok(Some((connection, nodes)))
     }
 
-    fn changed(&mut self, site: &Site<'_>, device: &mut Vbd) -> Result<Vec<Node>> {
+    fn changed(&mut self, site: &Site<'_>, device: &mut Vbd) -> Result<Change> {
+        let mut change = Change::default();
+        // The farewell of a device that is about to go is no occasion.
+        if site.state != XenbusState::Connected {
+            return Ok(change);
+        }
+        self.look_ahead(site, device, &mut change)?;
         // A medium whose size cannot be told any more keeps the one it had.
         if device.storage.refresh().is_err() {
-            return Ok(Vec::new());
+            return Ok(change);
         }
         let sectors = device.storage.sectors_512();
-        // The farewell of a device that is about to go is no occasion.
-        if sectors == device.sectors_512 || site.state != XenbusState::Connected {
-            return Ok(Vec::new());
+        if sectors != device.sectors_512 {
+            device.sectors_512 = sectors;
+            change.nodes.push(("sectors", sectors.to_string()));
+            change.tell_front = true;
         }
-        device.sectors_512 = sectors;
-        Ok(vec![("sectors", sectors.to_string())])
+        Ok(change)
     }
 
     fn noticed(&mut self) -> Vec<DeviceId> {
-        self.sizes.as_ref().map_or_else(Vec::new, Sizes::take)
+        let mut noticed = self.opener.noticed();
+        noticed.extend(self.sizes.iter().flat_map(Sizes::take));
+        noticed
     }
 
     fn failure(&self, connection: &D::Connection) -> Option<Error> {
@@ -289,6 +400,10 @@ impl<D: Datapath> Driver for BlockDriver<D> {
 
     fn stop(&self, connection: &D::Connection) -> bool {
         self.datapath.stop(connection)
+    }
+
+    fn pause(&self, connection: &D::Connection) -> bool {
+        self.datapath.pause(connection)
     }
 
     fn over(&self) -> bool {

@@ -3,7 +3,8 @@
 //! The parts, in the order a request meets them: `ring` takes a slot out, `journal` records it, `request`
 //! turns its bytes into a checked request or a refusal, `pool` has the guest's pages mapped, an `engine`
 //! (`uring`, `threads`) moves the data between them and `storage`, `queue` sees to all that and answers.
-//! `disk` reads what the toolstack wrote, `driver` is the handshake's block part, and `served` is a ring with
+//! `disk` reads what the toolstack wrote, `driver` is the handshake's block part, `next` has a running disk go on with
+//! another image, and `served` is a ring with
 //! its event channel.
 //!
 //! Invariant: a slot, and a page of segments, is copied out once and decided on as a copy (XSA-155); every
@@ -24,6 +25,7 @@ mod inline;
 mod journal;
 mod lane;
 mod memory;
+mod next;
 mod pool;
 mod queue;
 mod rate;

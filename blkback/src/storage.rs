@@ -38,6 +38,10 @@ pub trait Storage: Send + Sync {
     fn discard(&self, offset: u64, len: u64) -> io::Result<()>;
     /// What tells this disk from others, if anything does: device and inode, or the block device's number.
     fn identity(&self) -> Option<Identity>;
+    /// The files that it rests on.
+    fn behind(&self) -> Vec<Identity> {
+        Vec::new()
+    }
     /// Looks at the size again.
     fn refresh(&self) -> io::Result<()> {
         Ok(())

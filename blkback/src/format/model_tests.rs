@@ -246,6 +246,31 @@ fn qcow2_with_a_snapshot_in_it() {
     judge(&folder, "disk", "qcow2", &before);
 }
 
+/// Overlays as snapshots make them, one on another: what is behind stays as it is, and qemu-img finds no fault.
+#[test]
+#[cfg_attr(not(qemu_img), ignore = "needs qemu-img: apt install qemu-utils")]
+fn overlays_of_our_own() {
+    let folder = Folder::new();
+    let policy = folder.policy();
+    let mut model = content(&folder, "first", SIZE);
+    let mut below = ("first", "raw");
+    for name in ["second", "third"] {
+        let behind = folder.file(below.0);
+        let overlay = xen_backend::overlay::Overlay {
+            backing: behind.to_str().unwrap(),
+            format: below.1,
+            sectors_512: SIZE / SECTOR,
+        };
+        overlay.create(&folder.file(name), 0o600).unwrap();
+        judge(&folder, name, "qcow2", &model);
+        let before = std::fs::read(&behind).unwrap();
+        exercise(&folder.file(name), Format::Qcow2, &policy, &mut model);
+        judge(&folder, name, "qcow2", &model);
+        assert!(std::fs::read(&behind).unwrap() == before, "{}", below.0);
+        below = (name, "qcow2");
+    }
+}
+
 #[test]
 #[cfg_attr(not(qemu_img), ignore = "needs qemu-img: apt install qemu-utils")]
 fn qcow2_that_is_refused() {

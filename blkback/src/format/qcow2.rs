@@ -35,7 +35,8 @@ pub struct Qcow2Disk {
     read_only: bool,
     can_discard: bool,
     cluster: u32,
-    identity: Identity,
+    /// Itself, and what is behind it.
+    files: Vec<Identity>,
 }
 
 impl Qcow2Disk {
@@ -46,7 +47,6 @@ impl Qcow2Disk {
         read_only: bool,
         others: &dyn OtherFiles,
     ) -> io::Result<Self> {
-        let identity = identity(&file)?;
         let mut chain = Chain {
             others,
             seen: Vec::new(),
@@ -65,7 +65,7 @@ impl Qcow2Disk {
             // Version 2 has no way to say that a cluster is zero.
             can_discard: !read_only && header.version >= 3,
             cluster: header.cluster as u32,
-            identity,
+            files: chain.seen,
         })
     }
 
@@ -236,7 +236,11 @@ impl Storage for Qcow2Disk {
     }
 
     fn identity(&self) -> Option<Identity> {
-        Some(self.identity)
+        self.files.first().copied()
+    }
+
+    fn behind(&self) -> Vec<Identity> {
+        self.files.iter().skip(1).copied().collect()
     }
 }
 

@@ -34,7 +34,11 @@ struct Steps<'a> {
     /// One in so many steps kills the backend, which is started again at once; 0 for never.
     kill_one_in: usize,
     kills: usize,
+    toolstack: Option<Toolstack<'a>>,
 }
+
+/// Takes a step of what a toolstack does; whether it did anything.
+pub type Toolstack<'a> = Box<dyn FnMut(&mut Machine) -> bool + 'a>;
 
 impl<'a> FakeDisk<'a> {
     /// Opens the guest's xvda and waits until it is connected.
@@ -64,6 +68,7 @@ impl<'a> FakeDisk<'a> {
             schedule,
             kill_one_in,
             kills: 0,
+            toolstack: None,
         };
         let mut disk = FakeDisk { driver, host };
         loop {
@@ -93,6 +98,11 @@ impl<'a> FakeDisk<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Lets a toolstack take steps from now on.
+    pub fn beside(&mut self, toolstack: Toolstack<'a>) {
+        self.host.toolstack = Some(toolstack);
     }
 
     /// How often the backend was killed.
@@ -165,8 +175,10 @@ impl Steps<'_> {
             self.kills += 1;
             return machine.start_backend().is_ok();
         }
-        match self.schedule.pick(2) {
-            0 => machine.server.step(),
+        let parts = 2 + usize::from(self.toolstack.is_some());
+        match (self.schedule.pick(parts), &mut self.toolstack) {
+            (0, _) => machine.server.step(),
+            (2, Some(toolstack)) => toolstack(&mut machine),
             _ => machine.step_backend().unwrap_or(false),
         }
     }

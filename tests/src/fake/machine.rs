@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use blkback::{BlockDriver, DataMove, Disk, Identity, Inline, Journals, Order, Storage};
@@ -27,6 +28,8 @@ pub struct Machine {
     /// A client of it for the test.
     pub store: DaemonClient,
     images: Images,
+    /// Where files are that may be images, too.
+    folders: Vec<PathBuf>,
     data_move: DataMove,
     journals: Journals,
     backend: Option<(DaemonClient, BlockBus)>,
@@ -46,6 +49,7 @@ impl Machine {
         }
         let mut machine = Machine {
             images: Images::default(),
+            folders: Vec::new(),
             world,
             server,
             store,
@@ -53,6 +57,17 @@ impl Machine {
             journals: Journals::default(),
             backend: None,
         };
+        machine.start_backend()?;
+        Ok(machine)
+    }
+
+    /// The same with images in files of a folder.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn with_files(data_move: DataMove, folder: PathBuf) -> Result<Machine> {
+        let mut machine = Machine::new(data_move)?;
+        machine.folders.push(folder);
         machine.start_backend()?;
         Ok(machine)
     }
@@ -70,11 +85,13 @@ impl Machine {
             Box::new(move |count| dice.pick(count))
         };
         let datapath = datapath.with(self.journals.clone(), order);
+        let files = blkback::open_any(self.folders.clone());
         let open = move |disk: &Disk| -> io::Result<Arc<dyn Storage>> {
             let images = images.lock().unwrap_or_else(PoisonError::into_inner);
-            let image = images.get(&*disk.path.to_string_lossy());
-            let image = image.ok_or(io::ErrorKind::NotFound)?;
-            Ok(Arc::new(image.clone()))
+            match images.get(&*disk.path.to_string_lossy()) {
+                Some(image) => Ok(Arc::new(image.clone())),
+                None => files(disk),
+            }
         };
         let driver = BlockDriver::new(datapath, Arc::new(open));
         let mut bus = Bus::new(driver, DomId::DOM0, |_line| {});

@@ -5,6 +5,6 @@ mod disk;
 mod machine;
 mod store_server;
 
-pub use disk::FakeDisk;
+pub use disk::{FakeDisk, Toolstack};
 pub use machine::{FakeGuest, GuestWire, Machine, MemoryImage};
 pub use store_server::{DaemonClient, StoreServer};
