@@ -47,6 +47,21 @@ pub struct Disk {
 }
 
 impl Disk {
+    /// One of which nothing is said but where it is and what is in it.
+    pub fn plain(path: PathBuf, format: Format, read_only: bool) -> Disk {
+        Disk {
+            path,
+            format,
+            read_only,
+            shared: false,
+            cdrom: false,
+            removable: false,
+            discard: true,
+            cache: Cache::Page,
+            allowance: Allowance::default(),
+        }
+    }
+
     /// Reads the nodes that libxl writes.
     pub fn read(site: &Site<'_>) -> Result<Disk> {
         let params = site.back_required("params")?;

@@ -38,6 +38,10 @@ struct Args {
     /// Images may name backing files below this folder; may be given several times
     #[arg(long, value_name = "FOLDER")]
     backing: Vec<PathBuf>,
+    /// Serve only disks that are declared as this. As vbd3, of a stock xl's `backendtype=tap`, the kernel's xen-blkback
+    /// may serve the others
+    #[arg(long, value_enum)]
+    only: Option<Class>,
     /// The user, by name or number, that serves disks; never root
     #[arg(long, value_name = "NAME", default_value = "xlrs")]
     user: String,
@@ -61,8 +65,25 @@ enum Kind {
     Threads,
 }
 
-/// Where a toolstack sees that this daemon serves disks.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Class {
+    Vbd,
+    Vbd3,
+}
+
+impl Class {
+    fn name(self) -> &'static str {
+        match self {
+            Class::Vbd => "vbd",
+            Class::Vbd3 => "vbd3",
+        }
+    }
+}
+
+/// Where a toolstack sees that this daemon serves disks; and that it serves those alone of which the kernel's back
+/// end knows nothing, so that others are not left to it.
 const NODE: &str = "/tool/xlrs/blkback";
+const NODE_VBD3: &str = "/tool/xlrs/blkback-vbd3";
 
 /// The worker's root folder, in which nothing is.
 const EMPTY: &str = "/run/xlrs/empty";
@@ -102,7 +123,10 @@ fn work(uid: &str, gid: &str) -> Result<(), Failure> {
 }
 
 fn serve(args: &Args, mut ready: Ready) -> Result<(), Failure> {
-    daemon::refuse_if_loaded("xen_blkback")?;
+    if args.only != Some(Class::Vbd3) {
+        daemon::refuse_if_loaded("xen_blkback")
+            .map_err(|error| format!("{error}; or serve vbd3 alone beside it (--only vbd3)"))?;
+    }
     let user = User::find(&args.user)?;
     let _lock = daemon::only_one("blkback")?;
     let signals = Signals::take()?;
@@ -153,7 +177,14 @@ fn serve_once(
     let open = broker::open_images(link.clone(), args.backing.clone());
     let driver = BlockDriver::new(broker, open).in_background(wake.clone());
     let mut bus = Bus::new(driver, DomId::DOM0, daemon::log_device);
-    let result = daemon::serve(&mut bus, &store, signals, &wake, NODE, ready);
+    if let Some(class) = args.only {
+        bus = bus.only(class.name());
+    }
+    let node = match args.only {
+        Some(Class::Vbd3) => NODE_VBD3,
+        _ => NODE,
+    };
+    let result = daemon::serve(&mut bus, &store, signals, &wake, node, ready);
     if !matches!(result, Ok(Ending::Over)) {
         let ending: Vec<(_, &mut Remotely)> = bus.connections_mut().collect();
         let deadline = Instant::now() + LAST_REQUESTS;

@@ -8,7 +8,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 
-use blkback::{Allowance, Cache, Connect, Disk, Format, Limits, Protocol, RingInfo};
+use blkback::{Allowance, Connect, Disk, Format, Limits, Protocol, RingInfo};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
@@ -165,17 +165,8 @@ pub fn format_name(format: Format) -> String {
 
 /// What the worker is told of a disk; the rest is the broker's affair.
 pub fn disk(path: PathBuf, format: &str, read_only: bool) -> Option<Disk> {
-    Some(Disk {
-        path,
-        format: FORMATS.iter().find(|(name, _)| *name == format)?.1,
-        read_only,
-        shared: false,
-        cdrom: false,
-        removable: false,
-        discard: true,
-        cache: Cache::Page,
-        allowance: Allowance::default(),
-    })
+    let known = FORMATS.iter().find(|(name, _)| *name == format)?;
+    Some(Disk::plain(path, known.1, read_only))
 }
 
 /// Two ends of a conversation.

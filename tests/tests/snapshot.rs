@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
-use blkback::{Allowance, Cache, DataMove, Disk, Format, open_any};
+use blkback::{DataMove, Disk, Format, open_any};
 use scenarios::fake::{FakeDisk, Machine};
 use xen_backend::overlay::Overlay;
 use xen_fake::Schedule;
@@ -202,17 +202,7 @@ fn run(seed: u64, kill_one_in: usize) -> (usize, usize) {
         let same = content.is_empty() || std::fs::read(image).unwrap() == *content;
         assert!(same, "seed {seed}: {} has changed", image.display());
     }
-    let disk = Disk {
-        path: PathBuf::from(params),
-        format: Format::Qcow2,
-        read_only: true,
-        shared: false,
-        cdrom: false,
-        removable: false,
-        discard: false,
-        cache: Cache::Page,
-        allowance: Allowance::default(),
-    };
+    let disk = Disk::plain(PathBuf::from(params), Format::Qcow2, true);
     let whole = open_any(vec![folder.0.clone()])(&disk).expect("open the last image");
     let mut found = vec![0; model.len()];
     whole.read(0, &mut found).expect("read the last image");

@@ -306,7 +306,7 @@ fn take_away<S: StoreControl>(store: &S, device: &Device) -> Result<()> {
 }
 
 /// One after another changes what is written about a guest.
-fn claim_guest(claims: &Claims, info: &DomainInfo) -> Result<()> {
+pub(crate) fn claim_guest(claims: &Claims, info: &DomainInfo) -> Result<()> {
     let id = crate::uuid::format(&info.uuid);
     let what = format!("the files of domain {}", info.dom);
     claims.add(&format!("files {id}"), true, &what)
@@ -424,7 +424,7 @@ fn push(json: &mut serde_json::Map<String, serde_json::Value>, key: &str, item: 
 }
 
 /// Changes what is written about a guest.
-fn edit_files(
+pub(crate) fn edit_files(
     info: &DomainInfo,
     edit: impl FnOnce(Option<&mut Marks>, &mut serde_json::Map<String, serde_json::Value>),
 ) -> Result<()> {

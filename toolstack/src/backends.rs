@@ -5,7 +5,7 @@ use std::path::Path;
 
 use xen_hal::Store;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Kind, Result};
 use crate::store::text;
 
 /// A class of devices.
@@ -70,9 +70,7 @@ impl Class {
     /// # Errors
     /// Nobody does.
     pub fn server_by(self, pid: Option<String>) -> Result<Server> {
-        if let Some(pid) = pid.and_then(|pid| pid.trim().parse::<u32>().ok())
-            && Path::new(&format!("/proc/{pid}")).exists()
-        {
+        if let Some(pid) = running(pid) {
             return Ok(Server::Daemon(pid));
         }
         // Built into the kernel, it shows up there, too.
@@ -91,5 +89,56 @@ impl Class {
         .hint(format!(
             "`xlrs host start` starts ours; `modprobe {module}` loads the kernel's"
         )))
+    }
+}
+
+/// A process that has written its number into a node, if it still runs.
+fn running(pid: Option<String>) -> Option<u32> {
+    let pid = pid.and_then(|pid| pid.trim().parse::<u32>().ok());
+    pid.filter(|pid| Path::new(&format!("/proc/{pid}")).exists())
+}
+
+/// Sees to it that our back end serves a disk, of which the back end's directory is named; `if_kernel` is the advice
+/// if the kernel's does.
+///
+/// # Errors
+/// Somebody else does, who is named, or nobody.
+pub fn demand_ours(store: &impl Store, backend: &str, if_kernel: &str) -> Result<()> {
+    const STEP: &str = "ask who serves";
+    let mut parts = backend.trim_start_matches("/local/domain/").split('/');
+    let (dom, class) = (parts.next(), parts.nth(1));
+    let other = |who: String, hint: &str| {
+        let error = Error::new(STEP, backend, who).kind(Kind::Invalid);
+        Err(error.hint(hint))
+    };
+    match (dom, class) {
+        (Some("0"), Some("vbd")) => match Class::Block.server(store)? {
+            Server::Daemon(_) => Ok(()),
+            Server::Kernel => other("the kernel's back end serves it".into(), if_kernel),
+        },
+        (Some("0"), Some("vbd3")) => {
+            for node in ["/tool/xlrs/blkback", "/tool/xlrs/blkback-vbd3"] {
+                let pid = text(store, None, node).map_err(Error::store(STEP, backend))?;
+                if running(pid).is_some() {
+                    return Ok(());
+                }
+            }
+            other(
+                "no blkback is running".into(),
+                "`xlrs host start` starts it; beside the kernel's, `blkback --only vbd3`",
+            )
+        }
+        (Some("0"), Some("qdisk")) => other(
+            "QEMU serves it".into(),
+            "QEMU's monitor has commands of its own for that, such as blockdev-snapshot-sync",
+        ),
+        (Some("0"), class) => other(
+            format!("{} is no back end of ours", class.unwrap_or("that")),
+            "only blkback can do this",
+        ),
+        (dom, _) => other(
+            format!("domain {} serves it", dom.unwrap_or("?")),
+            "ask there",
+        ),
     }
 }

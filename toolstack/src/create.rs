@@ -575,13 +575,16 @@ fn shared(disk: &Disk, by: &str) -> Error {
 /// What the kernel's back end needs: a block device, made of a file if need be.
 pub(crate) fn physical_device(disk: &Disk, loops: &mut Vec<LoopDevice>) -> Result<PhysicalDevice> {
     let path = &disk.config.target;
-    // The kernel would show the guest the image's headers.
-    if disk.config.format != DiskFormat::Raw {
-        let what = format!(
-            "the kernel's back end has no format {}",
-            disk.config.format.name()
-        );
+    let limited = disk.config.max_iops.or(disk.config.max_bytes_per_second);
+    let lacks = match (disk.config.format, limited) {
+        (DiskFormat::Raw, None) => None,
+        (DiskFormat::Raw, Some(_)) => Some("knows no limits of a disk's speed".into()),
+        // It would show the guest the image's headers.
+        (format, _) => Some(format!("has no format {}", format.name())),
+    };
+    if let Some(lacks) = lacks {
         let object = format!("{} ({})", path.display(), disk.config.vdev);
+        let what = format!("the kernel's back end {lacks}");
         return Err(Error::new("use the disk", object, what)
             .kind(Kind::Invalid)
             .hint("start blkback, which has it: `xlrs host start`"));

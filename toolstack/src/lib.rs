@@ -33,6 +33,7 @@ pub mod prepare;
 pub mod rename;
 pub mod resize;
 pub mod retrieve;
+pub mod snapshot;
 pub mod storage;
 pub mod store;
 pub mod supervise;

@@ -230,9 +230,12 @@ pub(crate) fn check_disk(config: &DiskConfig) -> Result<Disk> {
         let error =
             Error::system(step, format!("{path} ({})", config.vdev), error).kind(Kind::Invalid);
         if known {
-            error.hint(format!(
-                "make one with `truncate -s 1G {path}`, or mend disk="
-            ))
+            error.hint(match config.format.qemu_name() {
+                None => format!("make one with `truncate -s 1G {path}`, or mend disk="),
+                Some(format) => {
+                    format!("make one with `qemu-img create -f {format} {path} 1G`, or mend disk=")
+                }
+            })
         } else {
             error
         }

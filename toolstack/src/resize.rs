@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use xen_hal::Store;
 
-use crate::backends::{Class, Server};
+use crate::backends::demand_ours;
 use crate::config::DiskFormat;
 use crate::destroy::Device;
 use crate::error::{Error, Kind, Result};
@@ -26,11 +26,9 @@ pub fn resize_disk(store: &impl Store, device: &Device, bytes: Option<u64>) -> R
     const STEP: &str = "resize";
     let object = format!("{} {}", device.kind, device.number);
     let failed = |what: &str| Error::new(STEP, &object, what).kind(Kind::Invalid);
-    if let Server::Kernel = Class::Block.server(store)? {
-        return Err(failed("the kernel's back end serves it").hint(
-            "make the storage larger (losetup -c for a loop device): it looks at every request",
-        ));
-    }
+    let kernel =
+        "make the storage larger (losetup -c for a loop device): it looks at every request";
+    demand_ours(store, &device.backend, kernel)?;
     let paths =
         ["params", "physical-device-path", "mode"].map(|node| format!("{}/{node}", device.backend));
     let values = texts(store, None, &paths).map_err(Error::store("look at", &device.backend))?;

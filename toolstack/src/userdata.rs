@@ -3,7 +3,7 @@
 
 use std::fs;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
 use xen_sys::DomId;
@@ -268,6 +268,23 @@ pub fn disk_json(disk: &DiskConfig) -> Value {
     Value::Object(out)
 }
 
+/// Has libxl's JSON of a disk name another image, a qcow2 file that our back end serves. A disk that libxl itself
+/// is to set up is raw to it, with a script that leaves the format to the back end.
+pub fn set_image(disk: &mut Value, image: &Path, ours: bool) {
+    let Some(disk) = disk.as_object_mut() else {
+        return;
+    };
+    let (path, format) = match ours {
+        true => (image.display().to_string(), "qcow2"),
+        false => (format!("qcow2:{}", image.display()), "raw"),
+    };
+    disk.insert("pdev_path".into(), path.into());
+    disk.insert("format".into(), format.into());
+    if !ours {
+        disk.insert("script".into(), "block-xlrs".into());
+    }
+}
+
 /// libxl's JSON of a network card.
 pub fn nic_json(nic: &Nic) -> Value {
     let config = &nic.config;
@@ -391,6 +408,26 @@ mod tests {
         };
         let ours = libxl_text(&libxl_json(&config, &id, &[nic]));
         assert_eq!(ours, include_str!("testdata/create-n-xl-4.17.json"));
+    }
+
+    #[test]
+    fn a_disk_goes_on_in_another_image() {
+        let disk = json!({"pdev_path": "/a.img", "vdev": "xvda", "format": "raw", "readwrite": 1});
+        for (ours, expected) in [
+            (
+                true,
+                json!({"pdev_path": "/b", "vdev": "xvda", "format": "qcow2", "readwrite": 1}),
+            ),
+            (
+                false,
+                json!({"pdev_path": "qcow2:/b", "vdev": "xvda", "format": "raw", "readwrite": 1,
+                    "script": "block-xlrs"}),
+            ),
+        ] {
+            let mut disk = disk.clone();
+            set_image(&mut disk, Path::new("/b"), ours);
+            assert_eq!(disk, expected);
+        }
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::fs::File;
@@ -12,6 +11,7 @@ use std::time::Duration;
 
 use common::{FakeXen, Faults, kernel_file};
 use xen_backend::daemon::{self, Common, Signals};
+use xen_fake::Counting;
 use xen_hal::{
     DomainControl, Inspect, Permission, Result, ShutdownReason, Store, StoreError, StoreOp, TxId,
     WatchEvent,
@@ -22,36 +22,6 @@ use xlrs::prepare::Prepared;
 use xlrs::store::StoreControl;
 use xlrs::supervise::{self, Marks};
 use xlrs::userdata::{self, Userdata};
-
-struct Counting;
-
-thread_local! {
-    static HELD: Cell<i64> = const { Cell::new(0) };
-    static MOST: Cell<i64> = const { Cell::new(0) };
-}
-
-fn count(bytes: i64) {
-    // Not at the end of a thread, when it is gone.
-    let _ = HELD.try_with(|held| {
-        held.set(held.get() + bytes);
-        MOST.set(MOST.get().max(held.get()));
-    });
-}
-
-// SAFETY: everything is done by the system's allocator; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as i64);
-        // SAFETY: the caller's promises are those of this call.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        count(-(layout.size() as i64));
-        // SAFETY: the caller's promises are those of this call.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
@@ -139,7 +109,7 @@ impl Crowd<'_> {
         if !done {
             return;
         }
-        self.held.borrow_mut().push((act, HELD.get()));
+        self.held.borrow_mut().push((act, Counting::held()));
         self.indexed.set(0);
         self.asked_names.set(0);
         match act {
@@ -315,13 +285,13 @@ fn a_thousand_guests_take_little() {
         log_file: None,
         pid_file: None,
     };
-    let before = HELD.get();
-    MOST.set(before);
+    let before = Counting::held();
+    Counting::forget_most();
     daemon::run("supervisor", &common, |ready| {
         let signals = Signals::take()?;
         supervise::serve(&xen, &crowd, &signals, ready)
     });
-    let most = MOST.get() - before;
+    let most = Counting::most() - before;
     for (act, held) in crowd.held.borrow().iter() {
         println!("{act:?}: {} KiB are held", (held - before) >> 10);
     }

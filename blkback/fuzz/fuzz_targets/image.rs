@@ -8,7 +8,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use blkback::{Allowance, Cache, Disk, Format, OtherFiles, Storage, open_given};
+use blkback::{Disk, Format, OtherFiles, Storage, open_given};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 /// Other files that an image names: always one of zeros.
@@ -50,17 +50,7 @@ pub fn write_seeds(format: Format) {
 }
 
 fn open(format: Format, read_only: bool, image: &[u8]) -> io::Result<Arc<dyn Storage>> {
-    let disk = Disk {
-        path: "/image".into(),
-        format,
-        read_only,
-        shared: false,
-        cdrom: false,
-        removable: false,
-        discard: true,
-        cache: Cache::Page,
-        allowance: Allowance::default(),
-    };
+    let disk = Disk::plain("/image".into(), format, read_only);
     open_given(&disk, in_memory(image)?, false, &Zeros)
 }
 

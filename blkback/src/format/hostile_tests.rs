@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use super::qemu_img::{Folder, Random, disk};
+use super::qemu_img::{Folder, Random};
 use super::vhd::testing;
 use super::{Format, Policy, open};
+use crate::disk::Disk;
 use crate::storage::Storage;
 
 const SIZE: u64 = 4 << 20;
@@ -77,7 +78,10 @@ fn attack(folder: &Folder, format: Format, image: &[u8], random: &mut Random) ->
     let path = folder.file("mutant");
     std::fs::write(&path, image).unwrap();
     let read_only = format == Format::Vmdk || random.below(3) == 0;
-    let Ok(storage) = open(&disk(&path, format, read_only), &Policy::default()) else {
+    let Ok(storage) = open(
+        &Disk::plain(path.clone(), format, read_only),
+        &Policy::default(),
+    ) else {
         return false;
     };
     let sectors = storage.sectors_512();
@@ -101,7 +105,7 @@ fn attack(folder: &Folder, format: Format, image: &[u8], random: &mut Random) ->
 }
 
 fn open_whole(path: &Path, format: Format, policy: &Policy) -> io::Result<Arc<dyn Storage>> {
-    open(&disk(path, format, false), policy)
+    open(&Disk::plain(path.into(), format, false), policy)
 }
 
 fn attack_all(folder: &Folder, format: Format, image: &[u8], what: &str) {

@@ -7,9 +7,10 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::qemu_img::{Folder, Random, disk, opened};
+use super::qemu_img::{Folder, Random, opened};
 use super::vhd::testing;
 use super::{Format, Policy};
+use crate::disk::Disk;
 use crate::storage::Storage;
 
 const SECTOR: u64 = 512;
@@ -512,7 +513,10 @@ fn vmdk_is_read() {
             );
         }
         assert!(storage.write(0, &[0; 512]).is_err());
-        let to_write = super::open(&disk(&path, Format::Vmdk, false), &folder.policy());
+        let to_write = super::open(
+            &Disk::plain(path.clone(), Format::Vmdk, false),
+            &folder.policy(),
+        );
         assert!(to_write.is_err(), "{subformat} for writing");
     }
 }

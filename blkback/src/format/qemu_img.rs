@@ -7,8 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::{Format, Policy, open};
 use crate::disk::Disk;
-use crate::rate::Allowance;
-use crate::storage::{Cache, Storage};
+use crate::storage::Storage;
 
 /// A folder that goes away with its files.
 pub struct Folder(pub PathBuf);
@@ -66,24 +65,10 @@ impl Drop for Folder {
     }
 }
 
-/// A disk of a guest.
-pub fn disk(path: &Path, format: Format, read_only: bool) -> Disk {
-    Disk {
-        path: path.to_path_buf(),
-        format,
-        read_only,
-        shared: false,
-        cdrom: false,
-        removable: false,
-        discard: true,
-        cache: Cache::Page,
-        allowance: Allowance::default(),
-    }
-}
-
 /// Opens an image as the daemon does.
 pub fn opened(path: &Path, format: Format, policy: &Policy) -> std::io::Result<Arc<dyn Storage>> {
-    open(&disk(path, format, format == Format::Vmdk), policy)
+    let disk = Disk::plain(path.into(), format, format == Format::Vmdk);
+    open(&disk, policy)
 }
 
 /// Numbers that look random, the same for the same seed (xorshift64*).

@@ -85,8 +85,8 @@ impl Entry {
 pub fn entries() -> Vec<Entry> {
     use cases::{
         bad_input, block, callers, changeover, commands, cycles, debian, device_nodes, disks,
-        features, formats, golden, hostile, http, killed, lifecycle, pvgrub, script, stock_tools,
-        store, survival, survive, units, upheaval, vbd3,
+        features, formats, golden, hostile, http, killed, lifecycle, pvgrub, script, snapshots,
+        stock_tools, store, survival, survive, units, upheaval, vbd3,
     };
     let about_survive =
         "the store daemon is killed in the middle of create and destroy; nobody notices";
@@ -171,6 +171,13 @@ pub fn entries() -> Vec<Entry> {
             formats::all,
         )
         .timeout_s(600),
+        Entry::new(
+            "block-snapshot",
+            "a disk goes on in new images under load; back ends and commands are killed; the old ones stay",
+            snapshots::all,
+        )
+        .timeout_s(300)
+        .on_4_17(),
         Entry::new("http-ours", about_http, http::serve).and_4_14(),
         Entry::new("http-stock", about_http, http::serve).stock(ALL_STOCK),
         Entry::new("http-our-netback", about_http, http::serve)

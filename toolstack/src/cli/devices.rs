@@ -1,6 +1,7 @@
 //! Commands about guests' devices: `block-attach`, `-list`, `-detach`, `network-*`, `channel-list`.
 
 use std::fmt::Write as _;
+use std::path::PathBuf;
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -9,12 +10,12 @@ use xen_backend::account::{self, Count};
 use xen_hal::DomainInfo;
 use xen_sys::DomId;
 use xlrs::attach::{self, Unwilling};
-use xlrs::config::{DiskConfig, NicConfig, memory_kib, parse_mac, vdev_number};
+use xlrs::config::{DiskConfig, DiskFormat, NicConfig, memory_kib, parse_mac, vdev_number};
 use xlrs::destroy::{Device, devices};
 use xlrs::interrupt::Held;
 use xlrs::prepare::name_nic;
 use xlrs::store::texts;
-use xlrs::{Error, Kind, Result, resize, userdata};
+use xlrs::{Error, Kind, Result, resize, snapshot, userdata};
 
 use super::common::{Host, print, print_json};
 use crate::cli::ExitCode;
@@ -62,6 +63,29 @@ pub struct BlockResizeArgs {
     /// size that file or device have now
     size: Option<String>,
 }
+
+#[derive(Args)]
+#[command(after_help = SNAPSHOT_HELP)]
+pub struct BlockSnapshotArgs {
+    /// The guest's name or number
+    domain: String,
+    /// The disk's name in the guest, such as `xvda`, or its number
+    disk: String,
+    /// The new file; there is none of this name yet
+    file: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+const SNAPSHOT_HELP: &str = "\
+The disk's image stays as it is at this moment, and the guest, which does not notice, goes on in FILE, a qcow2 image
+on top of it. blkback opens images that rest on others only below the folders of its --backing.
+
+Example, a disk whose image lies in /srv:
+  xlrs block-snapshot web xvda /srv/web-monday.qcow2
+  cp /srv/web.img /backup/               # nobody writes to it any more
+With the guest down, qemu-img commit /srv/web-monday.qcow2 puts the two together again.";
 
 #[derive(Args)]
 pub struct NetworkDetachArgs {
@@ -182,6 +206,30 @@ pub fn block_resize(args: &BlockResizeArgs) -> Result<ExitCode> {
     print(&format!("{}: {sectors} sectors of 512 bytes\n", args.disk))
 }
 
+pub fn block_snapshot(args: &BlockSnapshotArgs) -> Result<ExitCode> {
+    let host = Host::open()?;
+    let info = host.domain(&args.domain)?;
+    let device = find_disk(&host, &info, &args.domain, &args.disk)?;
+    let held = Held::begin()?;
+    let done = snapshot::snapshot_disk(&host.store, &info, &device, &args.file)?;
+    held.release();
+    if args.json {
+        return print_json(&json!({
+            "domid": info.dom.0, "disk": done.vdev, "number": device.number.parse::<u32>().ok(),
+            "image": done.image, "format": "qcow2",
+            "backing": done.backing, "backing_format": done.backing_format,
+            "sectors": done.sectors_512, "config": done.config,
+        }));
+    }
+    print(&format!(
+        "{} goes on in {}; {} stays as it is\nfor its configuration file: {}\n",
+        done.vdev,
+        done.image.display(),
+        done.backing.display(),
+        done.config
+    ))
+}
+
 fn find_disk(host: &Host, info: &DomainInfo, domain: &str, disk: &str) -> Result<Device> {
     let number = vdev_number(disk).ok().map(|n| n.to_string());
     let object = format!("{disk} of {domain}");
@@ -255,6 +303,8 @@ struct Row {
     port: i64,
     rings: [i64; 2],
     mac: Option<String>,
+    /// A disk's `params`.
+    params: Option<String>,
     backend: String,
 }
 
@@ -275,6 +325,7 @@ fn rows(host: &Host, words: &[String], kind: &str, rings: [&str; 2]) -> Result<V
                 front(rings[0]),
                 front(rings[1]),
                 format!("{}/mac", device.backend),
+                format!("{}/params", device.backend),
             ];
             let values = texts(&host.store, None, &paths);
             let values = values.map_err(Error::store("look at", &device.frontend))?;
@@ -292,6 +343,7 @@ fn rows(host: &Host, words: &[String], kind: &str, rings: [&str; 2]) -> Result<V
                 port: number(2),
                 rings: [number(3), number(4)],
                 mac: values.get(5).cloned().flatten(),
+                params: values.get(6).cloned().flatten(),
                 backend: device.backend,
             });
         }
@@ -310,6 +362,11 @@ fn json(row: &Row, rings: [&str; 2]) -> Value {
     }
     if let Some(mac) = &row.mac {
         out["mac"] = mac.clone().into();
+    }
+    if let Some(params) = &row.params {
+        let (format, target) = DiskFormat::of_params(params);
+        out["format"] = format.name().into();
+        out["target"] = target.into();
     }
     out
 }

@@ -49,6 +49,7 @@ const GROUPS: [(&str, &[&str]); 7] = [
             "block-list",
             "block-detach",
             "block-resize",
+            "block-snapshot",
             "network-attach",
             "network-list",
             "network-detach",

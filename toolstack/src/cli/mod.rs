@@ -171,6 +171,8 @@ enum Command {
     BlockDetach(devices::BlockDetachArgs),
     /// Make a running guest's disk larger, or have its new size seen
     BlockResize(devices::BlockResizeArgs),
+    /// Keep a running guest's disk as it is; the guest goes on in a new file
+    BlockSnapshot(devices::BlockSnapshotArgs),
     /// Give a running guest another network card
     NetworkAttach(devices::NetworkAttachArgs),
     /// List the guests' network cards
@@ -377,6 +379,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::BlockList(args) => devices::block_list(&args),
         Command::BlockDetach(args) => devices::block_detach(&args),
         Command::BlockResize(args) => devices::block_resize(&args),
+        Command::BlockSnapshot(args) => devices::block_snapshot(&args),
         Command::NetworkAttach(mut args) => {
             args.dry_run = dry_run;
             devices::network_attach(&args)

@@ -38,12 +38,20 @@ impl DiskFormat {
         }
     }
 
+    /// The format that `params` names, and what is behind its name.
+    pub fn of_params(params: &str) -> (DiskFormat, &str) {
+        match params.split_once(':') {
+            Some(("aio", path)) => (DiskFormat::Raw, path),
+            Some((name @ ("raw" | "qcow" | "qcow2" | "vhd" | "vmdk" | "qed"), path)) => {
+                (DiskFormat::parse(name).unwrap_or(DiskFormat::Raw), path)
+            }
+            _ => (DiskFormat::Raw, params),
+        }
+    }
+
     /// `params` without the format's name, if one is there.
     pub fn without_prefix(params: &str) -> &str {
-        match params.split_once(':') {
-            Some(("aio" | "raw" | "qcow" | "qcow2" | "vhd" | "vmdk" | "qed", path)) => path,
-            _ => params,
-        }
+        DiskFormat::of_params(params).1
     }
 
     /// The name in libxl's JSON, which has none for what libxl does not know.
@@ -51,6 +59,15 @@ impl DiskFormat {
         match self {
             DiskFormat::Vmdk => "unknown",
             other => other.name(),
+        }
+    }
+
+    /// qemu-img's name of a format that needs it; raw images do not.
+    pub const fn qemu_name(self) -> Option<&'static str> {
+        match self {
+            DiskFormat::Raw | DiskFormat::Empty => None,
+            DiskFormat::Vhd => Some("vpc"),
+            other => Some(other.name()),
         }
     }
 
@@ -110,6 +127,12 @@ pub struct DiskConfig {
     /// Whether the guest may trust the back end with its memory; it may, if nothing is said.
     #[serde(default)]
     pub trusted: Option<bool>,
+    /// Most requests in a second: `max-iops=`, an extension.
+    #[serde(default)]
+    pub max_iops: Option<u64>,
+    /// Most bytes in a second: `max-bytes-per-second=`, an extension.
+    #[serde(default)]
+    pub max_bytes_per_second: Option<u64>,
 }
 
 /// What has been read of a disk so far.
@@ -127,6 +150,8 @@ struct Draft {
     backend: Option<String>,
     direct_io_safe: bool,
     trusted: Option<bool>,
+    max_iops: Option<u64>,
+    max_bytes_per_second: Option<u64>,
     old_prefix: bool,
 }
 
@@ -165,6 +190,30 @@ fn set_once(to: &mut Option<String>, value: &str, what: &str) -> Result<(), Comp
     }
     *to = Some(value.to_string());
     Ok(())
+}
+
+/// Sets a limit, a number and perhaps a unit: K, M, G, each 1024 of the one before.
+fn set_limit(to: &mut Option<u64>, key: &str, value: &str) -> Result<(), Complaint> {
+    let (digits, shift) = match value.split_at_checked(value.len().saturating_sub(1)) {
+        Some((digits, "K" | "k")) => (digits, 10),
+        Some((digits, "M" | "m")) => (digits, 20),
+        Some((digits, "G" | "g")) => (digits, 30),
+        _ => (value, 0),
+    };
+    let plain = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
+    let number = plain.then(|| digits.parse::<u64>().ok()).flatten();
+    let number = number.and_then(|number| number.checked_mul(1 << shift));
+    match number.filter(|number| *number > 0) {
+        None => Err((
+            format!("{key} is `{value}`, which is no number above 0"),
+            Some(format!("such as {key}=500 or {key}=10M")),
+        )),
+        Some(_) if to.is_some() => complain(format!("{key} is given twice")),
+        limit => {
+            *to = limit;
+            Ok(())
+        }
+    }
 }
 
 fn is_word(text: &str) -> bool {
@@ -207,6 +256,8 @@ impl Draft {
                 }
             }
             "script" => set_once(&mut self.script, value, "script")?,
+            "max-iops" => set_limit(&mut self.max_iops, key, value)?,
+            "max-bytes-per-second" => set_limit(&mut self.max_bytes_per_second, key, value)?,
             "devtype" => match value {
                 "cdrom" => self.cdrom = true,
                 "disk" => self.cdrom = false,
@@ -222,6 +273,8 @@ impl Draft {
                     "script",
                     "devtype",
                     "target",
+                    "max-iops",
+                    "max-bytes-per-second",
                 ];
                 let near = super::diag::nearest(key, known).map(|k| format!("did you mean `{k}`?"));
                 return Err((format!("unknown disk parameter `{key}`"), near));
@@ -364,6 +417,8 @@ impl Draft {
             backend: self.backend.filter(|v| v != "0" && v != "Domain-0"),
             direct_io_safe: self.direct_io_safe,
             trusted: self.trusted,
+            max_iops: self.max_iops,
+            max_bytes_per_second: self.max_bytes_per_second,
         })
     }
 }
@@ -435,6 +490,22 @@ mod tests {
     }
 
     #[test]
+    fn limits() {
+        for (words, iops, bytes) in [
+            ("", None, None),
+            ("max-iops=500,", Some(500), None),
+            (
+                "max-iops=2k,max-bytes-per-second=10M,",
+                Some(2048),
+                Some(10 << 20),
+            ),
+        ] {
+            let disk = DiskConfig::parse(&format!("{words}vdev=xvda,target=/x")).unwrap();
+            assert_eq!((disk.max_iops, disk.max_bytes_per_second), (iops, bytes));
+        }
+    }
+
+    #[test]
     fn mistakes_are_named() {
         for (text, part) in [
             ("", "no virtual device"),
@@ -453,6 +524,15 @@ mod tests {
                 "unknown disk parameter `formt`",
             ),
             ("backendtype=foo,vdev=xvda,target=/x", "unknown backendtype"),
+            ("max-iops=0,vdev=xvda,target=/x", "no number above 0"),
+            ("max-iops=M,vdev=xvda,target=/x", "no number above 0"),
+            ("max-iops=+1,vdev=xvda,target=/x", "no number above 0"),
+            ("max-iops=é,vdev=xvda,target=/x", "no number above 0"),
+            (
+                "max-bytes-per-second=99999999999G,vdev=xvda,target=/x",
+                "no number above 0",
+            ),
+            ("max-iops=1,max-iops=1,vdev=xvda,target=/x", "given twice"),
         ] {
             let (message, _) = DiskConfig::parse(text).unwrap_err();
             assert!(message.contains(part), "{text}: {message}");

@@ -55,6 +55,14 @@ pub fn disk(dom: DomId, disk: &DiskConfig, physical: Option<&PhysicalDevice>) ->
     if disk.direct_io_safe {
         pairs.push(("direct-io-safe", "1".into()));
     }
+    for (node, limit) in [
+        ("max-iops", disk.max_iops),
+        ("max-bytes-per-second", disk.max_bytes_per_second),
+    ] {
+        if let Some(limit) = limit {
+            pairs.push((node, limit.to_string()));
+        }
+    }
     let mut n = both_backends("vbd", dom, disk.number, &front, &back, pairs);
     if let Some(PhysicalDevice { path, number }) = physical {
         n.put(format!("{back}/node"), &**path);

@@ -24,6 +24,7 @@
 
 mod clock;
 mod control;
+mod counting;
 mod events;
 mod faults;
 mod foreign;
@@ -36,6 +37,7 @@ mod world;
 
 pub use clock::FakeClock;
 pub use control::{Control, FrameMapping};
+pub use counting::Counting;
 pub use events::Events;
 pub use faults::{Call, Faults};
 pub use foreign::{Foreign, Mapping};

@@ -1,40 +1,12 @@
 //! What is counted for a guest is never less than what the allocator was asked for because of it, and all of it comes back.
 
-use std::alloc::{GlobalAlloc, Layout, System};
-use std::cell::Cell;
-
+use xen_fake::Counting;
 use xen_sys::{DomId, Errno, Port};
 use xenstored::core::limits::Limits;
 use xenstored::core::old_trees;
 use xenstored::core::{Buffered, ConnId, Core, DomainReport, DomainState, Event, Host, Identity};
 use xenstored::daemon::Output;
 use xs_wire::{Header, Op, Permission, Request};
-
-struct Counting;
-
-thread_local! {
-    static HELD: Cell<i64> = const { Cell::new(0) };
-}
-
-fn count(bytes: i64) {
-    // Not at the end of a thread, when it is gone.
-    let _ = HELD.try_with(|held| held.set(held.get() + bytes));
-}
-
-// SAFETY: everything is done by the system's allocator; counting allocates nothing.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        count(layout.size() as i64);
-        // SAFETY: the caller's promises are those of this call.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        count(-(layout.size() as i64));
-        // SAFETY: the caller's promises are those of this call.
-        unsafe { System.dealloc(at, layout) }
-    }
-}
 
 #[global_allocator]
 static COUNTING: Counting = Counting;
@@ -158,9 +130,9 @@ impl Store {
 /// Lets the guest do something, and compares what is counted more with what is held more.
 fn compare(what: &str, act: impl Fn(&mut Store)) {
     let mut store = Store::new();
-    let before = (HELD.get(), store.counted());
+    let before = (Counting::held(), store.counted());
     act(&mut store);
-    let held = HELD.get() - before.0;
+    let held = Counting::held() - before.0;
     let counted = store.counted() - before.1;
     println!(
         "{what}: held {held}, counted {counted}, {:.2} times",
@@ -247,7 +219,7 @@ fn all_comes_back() {
         store.die();
         store.be_born();
         if round >= 10 {
-            held.push(HELD.get());
+            held.push(Counting::held());
         }
     }
     let (least, most) = (held.iter().min().unwrap(), held.iter().max().unwrap());
@@ -275,11 +247,11 @@ fn a_request_that_only_looks_leaves_nothing() {
         store.ask(DOM0, 0, Request::IsDomainIntroduced(GUEST));
     };
     look(&mut store);
-    let before = HELD.get();
+    let before = Counting::held();
     for _ in 0..20 {
         look(&mut store);
     }
-    assert_eq!(HELD.get(), before);
+    assert_eq!(Counting::held(), before);
 }
 
 /// Of events that wait, C counted an eighth: each has a path and a token of its own here, which is the most that one can take.
@@ -287,7 +259,7 @@ fn a_request_that_only_looks_leaves_nothing() {
 fn no_less_is_counted_than_waiting_events_hold() {
     for (path, token) in [(1, 1), (30, 10), (2000, 1000)] {
         let mut output = Output::default();
-        let before = HELD.get();
+        let before = Counting::held();
         for n in 0..2000 {
             output.wait(Event {
                 path: format!("/{n:0>path$}").into(),
@@ -295,7 +267,7 @@ fn no_less_is_counted_than_waiting_events_hold() {
                 token: vec![b't'; token].into(),
             });
         }
-        let held = HELD.get() - before;
+        let held = Counting::held() - before;
         let counted = output.held() as i64;
         println!("events of {path} and {token} bytes: held {held}, counted {counted}");
         assert!(held <= counted, "{held} bytes are held, {counted} counted");
@@ -316,14 +288,14 @@ fn rewrite(nodes: usize, value: usize, rounds: usize) -> i64 {
     };
     let mut store = Store::new();
     write_all(&mut store, b'0', &mut |_, _| ());
-    let before = HELD.get();
+    let before = Counting::held();
     let mut most = 0;
     for round in 0..rounds {
         write_all(&mut store, b'1' + (round % 3) as u8, &mut |store, n| {
             if n % (nodes / 4) == 0 && store.core.open_transactions() < 10 {
                 store.ask(CONN, 0, Request::TransactionStart);
             }
-            most = most.max(HELD.get() - before);
+            most = most.max(Counting::held() - before);
         });
     }
     assert_eq!(store.core.open_transactions(), 10);
@@ -333,7 +305,7 @@ fn rewrite(nodes: usize, value: usize, rounds: usize) -> i64 {
         store.ask(CONN, tx, Request::Write(path.as_bytes(), b"late"));
         store.ask(CONN, tx, Request::TransactionEnd(true));
     }
-    let left = HELD.get() - before;
+    let left = Counting::held() - before;
     assert!(left < 64 << 10, "{left} bytes are left");
     most
 }

@@ -14,7 +14,7 @@ use crate::real::host::Host;
 use crate::real::snapshot::leaves_nothing;
 
 /// The host's, with its libraries: dom0 has none.
-const QEMU_IMG: &str = "/lab/qemu-img/run";
+pub const QEMU_IMG: &str = "/lab/qemu-img/run";
 /// What lets a stock xl use them.
 const SCRIPT: &str = include_str!("../../../../blkback/scripts/block-xlrs");
 /// An image's length, and that of the backing file, in sectors.

@@ -18,6 +18,7 @@ pub mod killed;
 pub mod lifecycle;
 pub mod pvgrub;
 pub mod script;
+pub mod snapshots;
 pub mod stock_tools;
 pub mod store;
 pub mod survival;

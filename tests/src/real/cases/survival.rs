@@ -27,22 +27,7 @@ pub fn kills(host: &Host) -> Outcome {
     leaves_nothing(host, || {
         let driver = Driver::create(host, "survivor", |config| config.disk(&image))?;
         host.step(format!("{KILLS} kills under load"));
-        let over = AtomicBool::new(false);
-        let (killed, rounds) = std::thread::scope(|scope| {
-            let killer = scope.spawn(|| {
-                let killed = kill_often(&over);
-                over.store(true, Ordering::Release);
-                killed
-            });
-            let rounds = load(&driver, &over);
-            over.store(true, Ordering::Release);
-            let killed = killer
-                .join()
-                .unwrap_or_else(|_| Err(Stop::Broken("the killer panicked".into())));
-            (killed, rounds)
-        });
-        let rounds = rounds?;
-        let killed = killed?;
+        let (killed, rounds) = beside_load(&driver, kill_often)?;
         host.step(format!("{killed:?}; {rounds} rounds were verified"));
         demand!(
             killed.counted >= KILLS,
@@ -54,6 +39,30 @@ pub fn kills(host: &Host) -> Outcome {
         driver.fill_and_check(99, 0, 4096)?;
         driver.shutdown()
     })
+}
+
+/// Does something while the guest writes and verifies; what came of it, and how often the guest did. Either ends when
+/// the other fails.
+pub fn beside_load<T: Send>(
+    driver: &Driver<'_>,
+    act: impl FnOnce(&AtomicBool) -> Outcome<T> + Send,
+) -> Outcome<(T, u64)> {
+    let over = AtomicBool::new(false);
+    let (done, rounds) = std::thread::scope(|scope| {
+        let beside = scope.spawn(|| {
+            let done = act(&over);
+            over.store(true, Ordering::Release);
+            done
+        });
+        let rounds = load(driver, &over);
+        over.store(true, Ordering::Release);
+        let done = beside
+            .join()
+            .unwrap_or_else(|_| Err(Stop::Broken("the other thread panicked".into())));
+        (done, rounds)
+    });
+    let rounds = rounds?;
+    Ok((done?, rounds))
 }
 
 /// Writes and verifies until it is over; how often.

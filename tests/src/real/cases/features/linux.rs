@@ -7,7 +7,7 @@ use blkback::Count;
 use scenarios::{OrStop, Outcome, demand, demand_eq};
 use xen_hal::{Permission, Store};
 
-use super::{Disk, room_kib};
+use super::{Disk, loop_4k, room_kib};
 use crate::real::guest::read_node;
 use crate::real::host::Host;
 use crate::real::linux::Linux;
@@ -54,7 +54,6 @@ struct Scene<'s, 'g> {
 
 /// All features, one after another.
 pub fn all(host: &Host) -> Outcome {
-    let loops = host.zero_file("4k.img", 8)?;
     leaves_nothing(host, || {
         let guest = Linux::boot(host, GUEST, 256, |config| config.line("vcpus = 8"))?;
         let scene = Scene {
@@ -63,15 +62,7 @@ pub fn all(host: &Host) -> Outcome {
         };
         // The disks come while there is no driver: what one of them is not to be offered is taken out.
         guest.demand("rmmod xen_blkfront")?;
-        let sectors = host.run(&[
-            "losetup",
-            "-b",
-            "4096",
-            "-f",
-            "--show",
-            &loops.display().to_string(),
-        ])?;
-        let device = sectors.succeeded()?.stdout.trim().to_owned();
+        let device = loop_4k(host)?;
         let image = |vdev: &str| match vdev {
             "xvdf" => Ok(PathBuf::from(&device)),
             _ => host.zero_file(&format!("{vdev}.img"), 8),
@@ -202,15 +193,7 @@ fn flush(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
 
 /// A write that is synced makes the back end flush.
 fn counts_flush(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
-    let queues = disk.queues()?;
-    let before = queues.sum(Count::Flushes)?;
-    scene.scribble(disk, 4)?;
-    let after = queues.sum(Count::Flushes)?;
-    demand!(
-        after > before,
-        "{before} flushes before and {after} after fsync"
-    );
-    Ok(())
+    disk.flushes("fsync", || scene.scribble(disk, 4))
 }
 
 fn only_barrier(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {

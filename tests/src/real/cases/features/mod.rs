@@ -7,6 +7,7 @@ pub mod ours;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use blkback::Count;
 use scenarios::{OrStop, Outcome, demand};
 
 use crate::real::guest::read_node;
@@ -31,6 +32,19 @@ impl Disk {
     /// Its queues now.
     fn queues(&self) -> Outcome<Queues> {
         Queues::of(self.dom, self.number())
+    }
+
+    /// What is done makes the back end flush at least once.
+    fn flushes<T>(&self, what: &str, act: impl FnOnce() -> Outcome<T>) -> Outcome {
+        let queues = self.queues()?;
+        let before = queues.sum(Count::Flushes)?;
+        act()?;
+        let after = queues.sum(Count::Flushes)?;
+        demand!(
+            after > before,
+            "{what}: {before} flushes before and {after} after"
+        );
+        Ok(())
     }
 
     fn back(&self, node: &str) -> String {
@@ -64,6 +78,13 @@ impl Disk {
         host.toolstack(&["block-detach", &self.guest, self.vdev])?;
         Ok(())
     }
+}
+
+/// A loop device with sectors of 4 KiB.
+fn loop_4k(host: &Host) -> Outcome<String> {
+    let file = host.zero_file("4k.img", 8)?.display().to_string();
+    let device = host.run(&["losetup", "-b", "4096", "-f", "--show", &file])?;
+    Ok(device.succeeded()?.stdout.trim().to_owned())
 }
 
 /// How much room a file takes, in KiB.

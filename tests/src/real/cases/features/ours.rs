@@ -1,14 +1,15 @@
 //! Every feature with our front end: one guest that is told which to use.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use blkback::Count;
 use scenarios::block::BlockGuest;
 use scenarios::{OrStop, Outcome, Stop, demand, demand_eq};
 use xen_hal::Store;
 
-use super::{Disk, room_kib};
+use super::{Disk, loop_4k, room_kib};
 use crate::real::driver::Driver;
 use crate::real::host::Host;
 use crate::real::snapshot::leaves_nothing;
@@ -25,13 +26,14 @@ type Feature = (
     fn(&Scene<'_, '_>, &Disk) -> Outcome,
 );
 
-const FEATURES: [Feature; 16] = [
+const FEATURES: [Feature; 18] = [
     ("protocol-native", "xvdb", "access=rw", protocol_native),
     ("protocol-x86_32", "xvdb", "access=rw", protocol_x86_32),
     ("flush", "xvdb", "access=rw", flush),
     ("barrier", "xvdb", "access=rw", barrier),
     ("persistent-grants", "xvdb", "access=rw", persistent),
     ("indirect-256", "xvdb", "access=rw", indirect),
+    ("statistics", "xvdb", "access=rw", statistics),
     ("queues-8", "xvdb", "access=rw", queues),
     ("ring-order-4", "xvdb", "access=rw", ring_order),
     ("reconnect", "xvdb", "access=rw", reconnect),
@@ -42,6 +44,12 @@ const FEATURES: [Feature; 16] = [
     ("cdrom", "xvdh", "devtype=cdrom,access=ro", cdrom),
     ("resize", "xvdi", "access=rw", resize),
     ("detach-attach", "xvdj", "access=rw", detach_attach),
+    (
+        "limits",
+        "xvdk",
+        "access=rw,max-iops=40,max-bytes-per-second=4M",
+        limits,
+    ),
 ];
 
 /// What the checks work with.
@@ -52,15 +60,13 @@ struct Scene<'s, 'g> {
 
 /// All features, one after another.
 pub fn all(host: &Host) -> Outcome {
-    let loops = host.zero_file("4k.img", 8)?.display().to_string();
     leaves_nothing(host, || {
         let guest = Driver::create(host, GUEST, |config| config)?;
         let scene = Scene {
             host,
             guest: &guest,
         };
-        let device = host.run(&["losetup", "-b", "4096", "-f", "--show", &loops])?;
-        let device = device.succeeded()?.stdout.trim().to_owned();
+        let device = loop_4k(host)?;
         let mut disk: Option<Disk> = None;
         for (name, vdev, more, check) in FEATURES {
             host.step(format!("feature {name}"));
@@ -165,15 +171,7 @@ fn protocol_x86_32(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
 
 /// One command makes the back end flush at least once.
 fn flushes(scene: &Scene<'_, '_>, disk: &Disk, line: &str) -> Outcome {
-    let queues = disk.queues()?;
-    let before = queues.sum(Count::Flushes)?;
-    scene.demand(line)?;
-    let after = queues.sum(Count::Flushes)?;
-    demand!(
-        after > before,
-        "{line}: {before} flushes before and {after} after"
-    );
-    Ok(())
+    disk.flushes(line, || scene.demand(line))
 }
 
 fn flush(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
@@ -233,6 +231,72 @@ fn indirect(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
         "it reads differently"
     );
     scene.works(disk, 9)
+}
+
+/// What `block-list --stats` says a disk has done since the last time.
+fn counted(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome<BTreeMap<String, u64>> {
+    let words = ["block-list", "--stats", "--json", GUEST];
+    let said = scene.host.toolstack(&words)?.stdout;
+    let rows: Vec<serde_json::Value> = serde_json::from_str(&said).or_fail("read its JSON")?;
+    let row = rows.iter().find(|row| row["number"] == disk.number());
+    let queues = row.and_then(|row| row["queues"].as_array());
+    let queues = queues.or_fail(format!("no queues of {}: {said}", disk.vdev))?;
+    let mut sums = BTreeMap::new();
+    for (name, value) in queues
+        .iter()
+        .filter_map(serde_json::Value::as_object)
+        .flatten()
+    {
+        let value = value.as_u64().or_fail(format!("{name} is {value}"))?;
+        *sums.entry(name.clone()).or_default() += value;
+    }
+    Ok(sums)
+}
+
+fn statistics(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
+    scene.demand("disk open indirect=256")?;
+    let before = counted(scene, disk)?;
+    // 8 MiB in requests of 1 MiB, and a flush; 2 MiB are read again; and what nobody can read.
+    scene.demand("disk fill 31 0 16384")?;
+    scene.demand("disk check 31 0 4096")?;
+    scene.demand_refused("disk raw op=0 sector=999999")?;
+    let after = counted(scene, disk)?;
+    for (name, more) in [
+        ("requests", 8 + 1 + 2),
+        ("written_bytes", 8 << 20),
+        ("read_bytes", 2 << 20),
+        ("flushes", 1),
+        ("errors", 1),
+        ("replayed", 0),
+    ] {
+        let count =
+            |of: &BTreeMap<String, u64>| of.get(name).copied().or_fail(format!("no {name}"));
+        let (before, after) = (count(&before)?, count(&after)?);
+        demand_eq!(after - before, more, "{name}");
+    }
+    demand_eq!(after.get("in_flight").copied(), Some(0), "in_flight");
+    let shown = scene
+        .host
+        .toolstack(&["block-list", "--stats", GUEST])?
+        .stdout;
+    let number = disk.number().to_string();
+    let words = |line: &str| {
+        line.split_whitespace()
+            .map(String::from)
+            .collect::<Vec<_>>()
+    };
+    let names = words(shown.lines().next().unwrap_or_default());
+    let row = shown
+        .lines()
+        .map(words)
+        .find(|row| row.first() == Some(&number));
+    let row = row.or_fail(format!("no line of {number}: {shown}"))?;
+    for name in ["requests", "written_bytes", "read_bytes"] {
+        let place = names.iter().position(|column| column == name);
+        let value = place.and_then(|place| row.get(place)?.parse().ok());
+        demand_eq!(value, after.get(name).copied(), "{name} in the table");
+    }
+    Ok(())
 }
 
 fn queues(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
@@ -411,4 +475,28 @@ fn reconnect(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
         "it reads differently"
     );
     scene.works(disk, 2)
+}
+
+/// A tenth of a second's worth may be used at once, and the last request's is not waited for.
+fn limits(scene: &Scene<'_, '_>, disk: &Disk) -> Outcome {
+    disk.demand_node(scene.host, &disk.back("max-iops"), "40")?;
+    // 8 MiB in 8 requests: their bytes take two seconds. 1 MiB in 24: their number takes more than half of one.
+    for (options, line, least_ms) in [
+        ("indirect=256", "disk fill 41 0 16384", 1600),
+        ("indirect=0", "disk fill 42 0 2048", 450),
+    ] {
+        scene.demand(&format!("disk open {options}"))?;
+        let begun = Instant::now();
+        scene.demand(line)?;
+        let took = begun.elapsed();
+        demand!(
+            took >= Duration::from_millis(least_ms),
+            "{line} took {took:?}, less than {least_ms} ms"
+        );
+    }
+    demand!(
+        scene.guest.disk().holds(42, 0, 2048)?,
+        "it reads differently"
+    );
+    Ok(())
 }
