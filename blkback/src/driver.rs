@@ -9,7 +9,8 @@ use xen_hal::{Error, Result, XenbusState};
 use xen_sys::{Errno, GrantRef, PAGE_SIZE, Port};
 
 use crate::disk::Disk;
-use crate::next::{self, Next, Opened, Opener, Opening};
+use crate::in_use::InUse;
+use crate::next::{Next, Opened, Opener, Opening};
 use crate::request::{Limits, MAX_INDIRECT};
 use crate::ring::Protocol;
 use crate::served::{Connect, RingInfo};
@@ -57,24 +58,23 @@ pub fn open_file() -> OpenImage {
 /// Block devices on a [`xen_backend::Bus`].
 pub struct BlockDriver<D> {
     datapath: D,
-    opener: Opener,
+    pub(crate) opener: Opener,
     opening: HashMap<DeviceId, Opening>,
-    /// What is open now, and whether for writing: no image is written by one guest while another has it, or
-    /// has one that rests on it.
-    in_use: HashMap<DeviceId, Vec<(Identity, bool)>>,
+    /// What is open now.
+    pub(crate) in_use: InUse,
     /// Sees images that become longer.
-    sizes: Option<Sizes>,
+    pub(crate) sizes: Option<Sizes>,
 }
 
 /// A disk from state 2 on.
 pub struct Vbd {
-    disk: Disk,
-    storage: Arc<dyn Storage>,
-    limits: Limits,
+    pub(crate) disk: Disk,
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) limits: Limits,
     /// What was published.
-    sectors_512: u64,
+    pub(crate) sectors_512: u64,
     /// The image that is to follow.
-    next: Option<Next>,
+    pub(crate) next: Option<Next>,
 }
 
 /// Most queues of a disk.
@@ -89,7 +89,7 @@ impl<D: Datapath> BlockDriver<D> {
             datapath,
             opener: Opener::new(open),
             opening: HashMap::new(),
-            in_use: HashMap::new(),
+            in_use: InUse::default(),
             sizes: None,
         }
     }
@@ -108,157 +108,23 @@ impl<D: Datapath> BlockDriver<D> {
         &self.datapath
     }
 
-    /// Notes what a disk has open, unless another device is in the way.
-    fn enter(&mut self, id: DeviceId, disk: &Disk, storage: &dyn Storage) -> Result<()> {
-        let uses = uses(disk, storage);
-        self.refuse_sharing(id, disk, &uses)?;
-        self.in_use.insert(id, uses);
-        Ok(())
-    }
-
-    fn refuse_sharing(&self, id: DeviceId, disk: &Disk, uses: &[(Identity, bool)]) -> Result<()> {
-        let clashes = |(theirs, they_write): &(Identity, bool)| {
-            let clash = |(own, write): &(Identity, bool)| own == theirs && (*write || *they_write);
-            uses.iter().any(clash)
-        };
-        let others = self.in_use.iter().filter(|(other, _)| **other != id);
-        let clash = others
-            .into_iter()
-            .find(|(_, theirs)| theirs.iter().any(clashes));
-        match clash {
-            Some((other, _)) if !disk.shared => Err(Error::System {
-                op: "open",
-                object: format!(
-                    "{} (vbd/{other} has it open; mode w! allows that)",
-                    disk.path.display()
-                ),
-                errno: Errno::EBUSY,
-            }),
-            _ => Ok(()),
-        }
-    }
-
     /// The image that a thread has opened, or one opened now.
     fn image(&mut self, id: DeviceId, disk: &Disk) -> Opened {
         let opening = self.opening.remove(&id).filter(|o| o.disk == *disk);
         let outcome = opening.and_then(|opening| opening.take());
         outcome.unwrap_or_else(|| self.opener.open(disk))
     }
-
-    /// What has become of the image that is to follow; the status to publish, if there is news.
-    fn look_ahead(&mut self, site: &Site<'_>, device: &mut Vbd, change: &mut Change) -> Result<()> {
-        let next = match next::named(site, &device.disk) {
-            Ok(Some(next)) => next,
-            Ok(None) => {
-                device.next = None;
-                return Ok(());
-            }
-            Err(Error::Store(error)) => return Err(error.into()),
-            Err(error) => {
-                // Said once: what is said twice is no change.
-                let status = next::status(Some(&error.to_string()));
-                if site.back(status.0)?.as_ref() != Some(&status.1) {
-                    change.nodes.push(status);
-                }
-                return Ok(());
-            }
-        };
-        let mut told = site.back("next-status")?.is_some();
-        loop {
-            match device.next.take() {
-                Some(Next::Trying(opening)) if opening.disk == next => match opening.take() {
-                    None => {
-                        device.next = Some(Next::Trying(opening));
-                        return Ok(());
-                    }
-                    Some(opened) => {
-                        let refused = self.unfit(site.id, &next, &opened, device);
-                        change.nodes.push(next::status(refused.as_deref()));
-                        told = true;
-                        device.next = Some(Next::Told {
-                            disk: next.clone(),
-                            ready: refused.is_none(),
-                        });
-                    }
-                },
-                Some(Next::Told { disk, ready }) if disk == next && told => {
-                    change.reconnect = ready && Disk::read(site)? == next;
-                    device.next = Some(match change.reconnect {
-                        true => Next::Wanted(next),
-                        false => Next::Told { disk, ready },
-                    });
-                    return Ok(());
-                }
-                _ => device.next = Some(Next::Trying(self.opener.begin(site.id, next.clone())?)),
-            }
-        }
-    }
-
-    fn unfit(&self, id: DeviceId, disk: &Disk, opened: &Opened, device: &Vbd) -> Option<String> {
-        let unfit = next::unfit(opened, device.storage.sectors_512());
-        unfit.or_else(|| {
-            let storage = opened.as_ref().ok()?;
-            let refused = self.refuse_sharing(id, disk, &uses(disk, &**storage));
-            refused.err().map(|error| error.to_string())
-        })
-    }
-
-    /// The rings are at rest: goes on with the next image, if that was wanted. What is to be published; `None`
-    /// while it is being opened.
-    fn follow(&mut self, id: DeviceId, device: &mut Vbd) -> Result<Option<Vec<Node>>> {
-        let opening = match device.next.take() {
-            Some(Next::Wanted(disk)) => self.opener.begin(id, disk)?,
-            Some(Next::Taking(opening)) => opening,
-            other => {
-                device.next = other;
-                return Ok(Some(Vec::new()));
-            }
-        };
-        let Some(opened) = opening.take() else {
-            device.next = Some(Next::Taking(opening));
-            return Ok(None);
-        };
-        let disk = opening.disk;
-        let refused = self.unfit(id, &disk, &opened, device);
-        match (refused, opened) {
-            (None, Ok(storage)) => {
-                self.enter(id, &disk, &*storage)?;
-                device.go_on_with(disk, storage);
-                if let Some(sizes) = &self.sizes {
-                    sizes.watch(id, &device.storage);
-                }
-                Ok(Some(device.place().into()))
-            }
-            // It was good a moment ago; the guest goes on with the image that it had.
-            (refused, _) => {
-                device.next = Some(Next::Told { disk, ready: false });
-                Ok(Some(vec![next::status(Some(&refused.unwrap_or_default()))]))
-            }
-        }
-    }
 }
 
 impl Vbd {
-    fn go_on_with(&mut self, disk: Disk, storage: Arc<dyn Storage>) {
-        self.limits.discard &= storage.can_discard();
-        (self.disk, self.storage, self.next) = (disk, storage, None);
-    }
-
     /// Where its data is, for Xen's block script, which finds its work done and leaves the disk alone, and for the
     /// toolstack.
-    fn place(&self) -> [Node; 2] {
+    pub(crate) fn place(&self) -> [Node; 2] {
         [
             ("physical-device", device_number(self.storage.identity())),
             ("physical-device-path", self.disk.path.display().to_string()),
         ]
     }
-}
-
-/// What a disk has open, and whether for writing.
-fn uses(disk: &Disk, storage: &dyn Storage) -> Vec<(Identity, bool)> {
-    let own = storage.identity().map(|own| (own, !disk.read_only));
-    let behind = storage.behind().into_iter().map(|other| (other, false));
-    own.into_iter().chain(behind).collect()
 }
 
 impl<D: Datapath> Driver for BlockDriver<D> {
@@ -295,7 +161,7 @@ impl<D: Datapath> Driver for BlockDriver<D> {
             },
             errno: Errno(error.raw_os_error().unwrap_or(Errno::EINVAL.0)),
         })?;
-        self.enter(site.id, &disk, &*storage)?;
+        self.in_use.enter(site.id, &disk, &*storage)?;
         let limits = Limits {
             sectors_512: storage.sectors_512(),
             sector_size: storage.sector_size(),
@@ -417,7 +283,7 @@ impl<D: Datapath> Driver for BlockDriver<D> {
     }
 
     fn close(&mut self, id: DeviceId, device: Vbd) {
-        self.in_use.remove(&id);
+        self.in_use.leave(id);
         drop(device);
     }
 }

@@ -21,6 +21,7 @@ mod disk;
 mod driver;
 mod engine;
 mod format;
+mod in_use;
 mod inline;
 mod journal;
 mod lane;

@@ -9,12 +9,12 @@
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use xen_backend::{DeviceId, Node, Site, Wake};
+use xen_backend::{Change, DeviceId, Node, Site, Wake};
 use xen_hal::{Error, Result};
 use xen_sys::Errno;
 
 use crate::disk::{Disk, params_path};
-use crate::driver::OpenImage;
+use crate::driver::{BlockDriver, Datapath, OpenImage, Vbd};
 use crate::storage::Storage;
 
 /// What came of opening an image.
@@ -132,11 +132,117 @@ pub enum Next {
     Taking(Opening),
 }
 
+impl<D: Datapath> BlockDriver<D> {
+    /// What has become of the image that is to follow; the status to publish, if there is news.
+    pub(crate) fn look_ahead(
+        &mut self,
+        site: &Site<'_>,
+        device: &mut Vbd,
+        change: &mut Change,
+    ) -> Result<()> {
+        let next = match named(site, &device.disk) {
+            Ok(Some(next)) => next,
+            Ok(None) => {
+                device.next = None;
+                return Ok(());
+            }
+            Err(Error::Store(error)) => return Err(error.into()),
+            Err(error) => {
+                // Said once: what is said twice is no change.
+                let told = status(Some(&error.to_string()));
+                if site.back(told.0)?.as_ref() != Some(&told.1) {
+                    change.nodes.push(told);
+                }
+                return Ok(());
+            }
+        };
+        let mut told = site.back("next-status")?.is_some();
+        loop {
+            match device.next.take() {
+                Some(Next::Trying(opening)) if opening.disk == next => match opening.take() {
+                    None => {
+                        device.next = Some(Next::Trying(opening));
+                        return Ok(());
+                    }
+                    Some(opened) => {
+                        let refused = self.unfit(site.id, &next, &opened, device);
+                        change.nodes.push(status(refused.as_deref()));
+                        told = true;
+                        device.next = Some(Next::Told {
+                            disk: next.clone(),
+                            ready: refused.is_none(),
+                        });
+                    }
+                },
+                Some(Next::Told { disk, ready }) if disk == next && told => {
+                    change.reconnect = ready && Disk::read(site)? == next;
+                    device.next = Some(match change.reconnect {
+                        true => Next::Wanted(next),
+                        false => Next::Told { disk, ready },
+                    });
+                    return Ok(());
+                }
+                _ => device.next = Some(Next::Trying(self.opener.begin(site.id, next.clone())?)),
+            }
+        }
+    }
+
+    fn unfit(&self, id: DeviceId, disk: &Disk, opened: &Opened, device: &Vbd) -> Option<String> {
+        let unfit = unfit(opened, device.storage.sectors_512());
+        unfit.or_else(|| {
+            let storage = opened.as_ref().ok()?;
+            let refused = self.in_use.check(id, disk, &**storage);
+            refused.err().map(|error| error.to_string())
+        })
+    }
+
+    /// The rings are at rest: goes on with the next image, if that was wanted. What is to be published; `None`
+    /// while it is being opened.
+    pub(crate) fn follow(&mut self, id: DeviceId, device: &mut Vbd) -> Result<Option<Vec<Node>>> {
+        let opening = match device.next.take() {
+            Some(Next::Wanted(disk)) => self.opener.begin(id, disk)?,
+            Some(Next::Taking(opening)) => opening,
+            other => {
+                device.next = other;
+                return Ok(Some(Vec::new()));
+            }
+        };
+        let Some(opened) = opening.take() else {
+            device.next = Some(Next::Taking(opening));
+            return Ok(None);
+        };
+        let disk = opening.disk;
+        let refused = self.unfit(id, &disk, &opened, device);
+        match (refused, opened) {
+            (None, Ok(storage)) => {
+                self.in_use.enter(id, &disk, &*storage)?;
+                device.go_on_with(disk, storage);
+                if let Some(sizes) = &self.sizes {
+                    sizes.watch(id, &device.storage);
+                }
+                Ok(Some(device.place().into()))
+            }
+            // It was good a moment ago; the guest goes on with the image that it had.
+            (refused, _) => {
+                device.next = Some(Next::Told { disk, ready: false });
+                Ok(Some(vec![status(Some(&refused.unwrap_or_default()))]))
+            }
+        }
+    }
+}
+
+impl Vbd {
+    fn go_on_with(&mut self, disk: Disk, storage: Arc<dyn Storage>) {
+        self.limits.discard &= storage.can_discard();
+        (self.disk, self.storage, self.next) = (disk, storage, None);
+    }
+}
+
 /// The disk with the image that `next-params` names, if there is one.
 ///
 /// # Errors
 /// The store's; a name that makes no sense.
-pub fn named(site: &Site<'_>, disk: &Disk) -> Result<Option<Disk>> {
+fn named(site: &Site<'_>, disk: &Disk) -> Result<Option<Disk>> {
     let Some(params) = site.back("next-params")? else {
         return Ok(None);
     };
@@ -153,7 +259,7 @@ pub fn named(site: &Site<'_>, disk: &Disk) -> Result<Option<Disk>> {
 }
 
 /// What is said of it: that it may be used, or why not.
-pub fn status(refused: Option<&str>) -> Node {
+fn status(refused: Option<&str>) -> Node {
     let text = match refused {
         None => "ready".to_string(),
         Some(why) => format!("refused {why}"),
@@ -162,7 +268,7 @@ pub fn status(refused: Option<&str>) -> Node {
 }
 
 /// Why an image cannot take the place of another that the guest uses with so many sectors.
-pub fn unfit(opened: &Opened, sectors_512: u64) -> Option<String> {
+fn unfit(opened: &Opened, sectors_512: u64) -> Option<String> {
     match opened {
         Err(error) => Some(error.to_string()),
         Ok(storage) if storage.sectors_512() != sectors_512 => Some(format!(

@@ -316,16 +316,19 @@ impl<S: Store> Work<'_, S> {
     /// What the guest will be created from again. libxl knows no disk of this format at our back end: a guest of
     /// its own gets the script that passes the format on.
     fn name_in_files(&self, now: &Present, image: &Path) -> Result<()> {
-        // A configuration that has replaced the guest's own may name something else by now.
-        let same = |target: Option<&str>| {
-            target.is_some_and(|target| DiskFormat::of_params(target).1 == now.named)
-        };
         let number = &self.device.number;
         edit_files(self.info, |marks, json| {
             let ours = marks.is_some();
+            let updated = marks.as_ref().is_some_and(|marks| marks.updated);
+            // What has replaced the guest's configuration may mean another image by this name. Else it is this
+            // disk, even if a command that was killed has named an image that did not follow.
+            let is_it = |target: Option<&str>| {
+                let named = |target| DiskFormat::of_params(target).1 == now.named;
+                !updated || target.is_some_and(named)
+            };
             let disks = marks.into_iter().flat_map(|marks| &mut marks.config.disks);
             for disk in disks {
-                if disk.number.to_string() == *number && same(disk.target.to_str()) {
+                if disk.number.to_string() == *number && is_it(disk.target.to_str()) {
                     disk.target = image.into();
                     disk.format = DiskFormat::Qcow2;
                 }
@@ -336,7 +339,7 @@ impl<S: Store> Work<'_, S> {
             for disk in disks.into_iter().flatten() {
                 let its_number = userdata::device_number("vbd", disk);
                 let target = disk.get("pdev_path").and_then(serde_json::Value::as_str);
-                if its_number.as_ref() == Some(number) && same(target) {
+                if its_number.as_ref() == Some(number) && is_it(target) {
                     userdata::set_image(disk, image, ours);
                 }
             }

@@ -30,6 +30,8 @@ struct Inner {
     introduced: Vec<DomId>,
     /// Back ends do not answer.
     deaf: bool,
+    /// Why the block back end uses no other image.
+    refusal: Option<String>,
 }
 
 impl FakeStore {
@@ -43,6 +45,36 @@ impl FakeStore {
     /// From now on no back end answers.
     pub fn make_deaf(&self) {
         self.inner.borrow_mut().deaf = true;
+    }
+
+    /// From now on the block back end uses no other image, for this reason; or any.
+    pub fn refuse_images(&self, why: Option<&str>) {
+        self.inner.borrow_mut().refusal = why.map(String::from);
+    }
+
+    /// The block back end looks at images that are to follow those it has.
+    fn let_images_follow(&self) {
+        let Inner { tree, refusal, .. } = &mut *self.inner.borrow_mut();
+        let asked = tree.keys().filter(|path| path.ends_with("/next-params"));
+        let backs: Vec<String> = asked
+            .filter_map(|path| Some(path.strip_suffix("/next-params")?.to_string()))
+            .collect();
+        for back in backs {
+            let value = |node: &str| tree.get(&format!("{back}/{node}")).map(|(v, _)| v.clone());
+            let said = value("next-status");
+            let params = value("params");
+            let status = match refusal {
+                Some(why) => format!("refused {why}"),
+                None => "ready".to_string(),
+            };
+            if said == Some(b"ready".to_vec()) && params == value("next-params") {
+                let place = params.unwrap_or_default();
+                let place = place.strip_prefix(b"qcow2:").unwrap_or(&place).to_vec();
+                put(tree, &format!("{back}/physical-device-path"), &place);
+            } else if said.is_none() {
+                put(tree, &format!("{back}/next-status"), status.as_bytes());
+            }
+        }
     }
 
     /// All nodes with their values.
@@ -163,6 +195,7 @@ fn put(tree: &mut Tree, path: &str, value: &[u8]) {
 impl Store for FakeStore {
     fn read(&self, tx: Option<TxId>, path: &str) -> Result<Vec<u8>, StoreError> {
         self.check("READ", path)?;
+        self.let_images_follow();
         let value = self.in_tree(tx, |tree| tree.get(path).map(|(value, _)| value.clone()));
         value.ok_or_else(|| error("READ", path, Errno::ENOENT))
     }
