@@ -191,6 +191,23 @@ fn transactions(store: &dyn Store, other: &dyn Store, root: &str) -> Outcome {
         (b"8".to_vec(), 2),
         "value and tries after an increment"
     );
+    // So does one that stumbles over what others have removed: C xenstored answers EIO to that.
+    put(store, &format!("{node}/a/b"), b"1")?;
+    let mut tries = 0;
+    store
+        .transaction::<(), StoreError>(|store, tx| {
+            tries += 1;
+            let below = format!("{node}/a/b");
+            if store.read_optional(Some(tx), &below)?.is_none() {
+                return Ok(());
+            }
+            if tries == 1 {
+                other.rm(None, &below)?;
+            }
+            store.rm(Some(tx), &below)
+        })
+        .or_fail("remove in a transaction what another removes")?;
+    demand_eq!(tries, 2, "tries of a removal beside another");
     Ok(())
 }
 

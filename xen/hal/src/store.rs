@@ -35,7 +35,8 @@ pub trait Store {
     ) -> Result<(), StoreError>;
     /// Starts a transaction.
     fn start(&self) -> Result<TxId, StoreError>;
-    /// Ends a transaction. A commit that conflicts is `EAGAIN`.
+    /// Ends a transaction. A commit that conflicts is `EAGAIN`; so is the end of one in which something has failed
+    /// because of a conflict.
     fn end(&self, tx: TxId, commit: bool) -> Result<(), StoreError>;
     /// Sets a watch on a path and all below it; it fires once at once.
     fn watch(&self, path: &str, token: &str) -> Result<(), StoreError>;
@@ -224,44 +225,36 @@ pub trait StoreExt: Store {
     }
 
     /// Runs `body` in a transaction and commits it; again on a conflict, at most [`MAX_RETRIES`] times.
-    /// An error of `body` aborts the transaction and is returned.
+    /// Another error of `body` aborts the transaction and is returned.
     fn transaction<T, E: From<StoreError>>(
         &self,
         mut body: impl FnMut(&Self, TxId) -> Result<T, E>,
     ) -> Result<T, E> {
         for _ in 1..MAX_RETRIES {
-            if let Some(value) = self.try_transaction(&mut body)? {
+            if let Ok(value) = self.try_transaction(&mut body)? {
                 return Ok(value);
             }
         }
-        match self.try_transaction(&mut body)? {
-            Some(value) => Ok(value),
-            None => Err(StoreError {
-                op: "TRANSACTION_END",
-                object: String::new(),
-                errno: Errno::EAGAIN,
-            }
-            .into()),
-        }
+        self.try_transaction(&mut body)?
     }
 
+    /// One try: what became of it, or within that the error that a conflict ended it with.
     #[doc(hidden)]
     fn try_transaction<T, E: From<StoreError>>(
         &self,
         body: &mut impl FnMut(&Self, TxId) -> Result<T, E>,
-    ) -> Result<Option<T>, E> {
+    ) -> Result<Result<T, E>, E> {
         let tx = self.start()?;
-        match body(self, tx) {
-            Ok(value) => match self.end(tx, true) {
-                Ok(()) => Ok(Some(value)),
-                Err(error) if error.errno == Errno::EAGAIN => Ok(None),
-                Err(error) => Err(error.into()),
-            },
-            Err(error) => {
-                // The body's error is the one that tells something.
-                let _ = self.end(tx, false);
-                Err(error)
-            }
+        let done = body(self, tx);
+        let ended = self.end(tx, done.is_ok());
+        let conflict = matches!(&ended, Err(error) if error.errno == Errno::EAGAIN);
+        match (done, ended) {
+            // The body's error is the one that tells something.
+            (Err(error), _) if conflict => Ok(Err(error)),
+            (Err(error), _) => Err(error),
+            (Ok(_), Err(error)) if conflict => Ok(Err(error.into())),
+            (Ok(_), Err(error)) => Err(error.into()),
+            (Ok(value), Ok(())) => Ok(Ok(value)),
         }
     }
 }

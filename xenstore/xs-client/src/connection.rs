@@ -60,6 +60,8 @@ struct State {
     waiting: usize,
     /// Why the connection is of no use any more.
     lost: Option<Errno>,
+    /// Open transactions that cannot come to a good end.
+    void: Vec<TxId>,
 }
 
 impl Connection {
@@ -85,6 +87,7 @@ impl Connection {
                 reading: false,
                 waiting: 0,
                 lost: None,
+                void: Vec::new(),
             }),
             changed: Condvar::new(),
             next_watch: AtomicU64::new(0),
@@ -435,14 +438,55 @@ pub(crate) fn failed(request: &Request<'_>, errno: Errno) -> StoreError {
     }
 }
 
+/// What a reply means to the transaction that it belongs to.
+///
+/// C xenstored copies a node into a transaction when it is first asked for. What others change in between does not fit
+/// together then, which it answers with EIO: a conflict, like those that are told at the end.
+fn judge(
+    void: &mut Vec<TxId>,
+    tx: TxId,
+    request: &Request<'_>,
+    reply: Result<Vec<u8>, Errno>,
+) -> Result<Vec<u8>, Errno> {
+    let known = void.iter().position(|other| *other == tx);
+    match (request, known) {
+        (Request::TransactionEnd(_), Some(at)) => {
+            void.swap_remove(at);
+            reply.and(Err(Errno::EAGAIN))
+        }
+        (_, None) if reply == Err(Errno::EIO) => {
+            void.push(tx);
+            reply
+        }
+        _ => reply,
+    }
+}
+
+impl Connection {
+    /// Waits for the reply to a request that may have been sent.
+    fn answer(
+        &self,
+        state: MutexGuard<'_, State>,
+        tx: Option<TxId>,
+        request: &Request<'_>,
+        id: Result<RequestId, Errno>,
+        deadline: Option<Instant>,
+    ) -> Result<Vec<u8>, StoreError> {
+        let mut reply = id.and_then(|id| self.reply(state, id, deadline));
+        if let Some(tx) = tx {
+            reply = judge(&mut self.state().void, tx, request, reply);
+        }
+        reply.map_err(|errno| failed(request, errno))
+    }
+}
+
 impl Exchange for Connection {
     fn exchange(&self, tx: Option<TxId>, request: &Request<'_>) -> Result<Vec<u8>, StoreError> {
         self.count(std::slice::from_ref(request));
         let mut state = self.state();
         let deadline = Instant::now().checked_add(state.timeout);
         let id = state.client.request(tx, request);
-        id.and_then(|id| self.reply(state, id, deadline))
-            .map_err(|errno| failed(request, errno))
+        self.answer(state, tx, request, id, deadline)
     }
 }
 
@@ -467,10 +511,11 @@ impl StoreLink for Connection {
                 .map(|request| client.request(tx, request))
                 .collect();
             drop(state);
-            results.extend(ids.into_iter().zip(requests).map(|(id, request)| {
-                id.and_then(|id| self.reply(self.state(), id, deadline))
-                    .map_err(|errno| failed(request, errno))
-            }));
+            results.extend(
+                ids.into_iter()
+                    .zip(requests)
+                    .map(|(id, request)| self.answer(self.state(), tx, request, id, deadline)),
+            );
         }
         results
     }

@@ -185,9 +185,10 @@ pub fn transaction<X: Exchange + ?Sized, T, E>(
         let done = match body(&open) {
             Ok(value) => call::end(link, tx, true).map(|()| value),
             Err(error) => {
-                // The body's error is the one that tells something.
+                // The body's error is the one that tells something, unless it is a conflict.
                 let ended = call::end(link, tx, false);
-                if !open.gone.get() {
+                let conflict = matches!(&ended, Err(error) if error.errno == Errno::EAGAIN);
+                if !open.gone.get() && !conflict {
                     return Err(TransactionError::Body(error));
                 }
                 Err(ended.err().unwrap_or(StoreError {
