@@ -6,8 +6,8 @@ use xen_hal::{DomainControl, StoreExt};
 use xen_sys::DomId;
 
 use crate::error::{Error, Kind, Result};
-use crate::nodes;
 use crate::store::{StoreControl, text};
+use crate::{destroy, nodes, supervise};
 
 /// How long a guest may take to take notice.
 const ACK_TIMEOUT: Duration = Duration::from_secs(60);
@@ -59,7 +59,7 @@ pub fn ask<C: DomainControl, S: StoreControl>(
             .kind(Kind::Invalid)
             .hint("use the host's own `shutdown` or `reboot`"));
     }
-    control
+    let info = control
         .info(dom)
         .map_err(Error::hal("ask Xen about domain", dom))?
         .ok_or_else(|| {
@@ -67,6 +67,13 @@ pub fn ask<C: DomainControl, S: StoreControl>(
                 .kind(Kind::NoSuchDomain)
                 .hint("`xlrs list` shows those that exist")
         })?;
+    if supervise::is_waiting(&info) {
+        // It runs no more, and is created again unless it is removed.
+        return match request {
+            Request::Poweroff => destroy::destroy(control, store, dom),
+            Request::Reboot => Ok(()),
+        };
+    }
     let node = format!("{}/control/shutdown", nodes::home(dom));
     let run = || {
         store.transaction(|store, tx| {

@@ -64,7 +64,7 @@ impl<'a, S: Store> Indexer<'a, S> {
     /// Brings the index up to date with what runs.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's. What was not done is done the next time.
     pub fn update(&mut self, list: &[DomainInfo]) -> Result<(), StoreError> {
         // Nobody tells when one that is dying leaves the list.
         let alive = |dom: u16, known: &Known| {
@@ -77,19 +77,22 @@ impl<'a, S: Store> Indexer<'a, S> {
             .filter(|(dom, known)| !alive(**dom, known));
         let gone: Vec<u16> = gone.map(|(dom, _)| *dom).collect();
         for dom in gone {
-            if let Some(known) = self.known.remove(&dom) {
+            if let Some(known) = self.known.get(&dom) {
                 let entries = known.entries.iter().map(String::as_str);
                 self.remove(DomId(dom), entries)?;
                 let _ = self.store.unwatch(&name_path(DomId(dom)), NAME);
             }
+            self.known.remove(&dom);
         }
-        let changed = std::mem::take(&mut self.changed);
         for info in list.iter().filter(|info| !info.flags.dying) {
             let known = self.known.contains_key(&info.dom.0);
-            if !known || changed.contains(&info.dom.0) {
+            if !known || self.changed.contains(&info.dom.0) {
                 self.look_at(info, known)?;
+                self.changed.remove(&info.dom.0);
             }
         }
+        // Of those that are not there any more, nothing is left to look at.
+        self.changed.clear();
         Ok(())
     }
 
@@ -105,19 +108,23 @@ impl<'a, S: Store> Indexer<'a, S> {
             .filter_map(|(id, user)| Some((id, user.number.parse().ok()?, user.writable)));
         let wanted: BTreeMap<String, String> =
             index::entries(dom, &name, disks).into_iter().collect();
-        let before = self.known.entry(dom.0).or_insert_with(|| Known {
+        if !known {
+            self.store.watch(&name_path(dom), NAME)?;
+        }
+        let known = self.known.entry(dom.0).or_insert_with(|| Known {
             uuid: info.uuid,
             entries: BTreeSet::new(),
         });
-        let entries: BTreeSet<String> = wanted.keys().cloned().collect();
-        let old = std::mem::replace(&mut before.entries, entries.clone());
-        for entry in entries.difference(&old) {
-            self.store
-                .write(None, &format!("{TOP}/{entry}"), wanted[entry].as_bytes())?;
+        let old = known.entries.clone();
+        for (entry, value) in wanted.iter().filter(|(entry, _)| !old.contains(*entry)) {
+            let path = format!("{TOP}/{entry}");
+            self.store.write(None, &path, value.as_bytes())?;
+            known.entries.insert(entry.clone());
         }
-        self.remove(dom, old.difference(&entries).map(String::as_str))?;
-        if !known {
-            self.store.watch(&name_path(dom), NAME)?;
+        let left = old.iter().filter(|entry| !wanted.contains_key(*entry));
+        self.remove(dom, left.map(String::as_str))?;
+        if let Some(known) = self.known.get_mut(&dom.0) {
+            known.entries.retain(|entry| wanted.contains_key(entry));
         }
         Ok(())
     }

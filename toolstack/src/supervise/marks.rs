@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Fate;
 use crate::config::{Action, DomainConfig, Events};
 use crate::prepare::Guest;
 use xen_hal::ShutdownReason;
@@ -15,6 +16,9 @@ pub struct Marks {
     /// not those that it has.
     #[serde(default)]
     pub updated: bool,
+    /// How guests like it have fared.
+    #[serde(default)]
+    pub fate: Fate,
 }
 
 impl Marks {
@@ -29,6 +33,7 @@ impl Marks {
         Marks {
             config,
             updated: false,
+            fate: Fate::default(),
         }
     }
 

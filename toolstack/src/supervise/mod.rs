@@ -1,15 +1,16 @@
 //! The supervisor: one process for all guests of a host. It removes guests that have ended, or creates
 //! them again, as their configuration says, and clears away what is left of guests that are gone.
 
+mod again;
 mod autostart;
+mod ended;
 mod indexer;
 mod keep;
 mod marks;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::fd::{AsFd, OwnedFd};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
@@ -17,15 +18,15 @@ use xen_backend::daemon::{self, Failure, Ready, Signals};
 use xen_hal::{DomainControl, DomainInfo, Inspect, Placement, StoreExt};
 use xen_sys::DomId;
 
-use crate::config::Action;
 use crate::error::Result;
 use crate::lock::{About, Lock};
-use crate::prepare::Prepared;
 use crate::store::StoreControl;
 use crate::underway::{self, Underway};
-use crate::userdata::{self, Userdata};
-use crate::{attach, create, destroy, paths, pool, uuid};
+use crate::userdata;
+use crate::{attach, destroy, paths, pool, uuid};
 
+pub use again::Fate;
+pub use ended::{Supervisor, is_waiting};
 use indexer::Indexer;
 pub use marks::{Marks, action};
 
@@ -40,8 +41,8 @@ const INDEX_DELAY: Duration = Duration::from_millis(50);
 /// How long a guest that has ended stays at least: the console daemon, which hears of it at the same time, shall have it
 /// still before it, if it lived too short to be taken notice of.
 const END_DELAY: Duration = Duration::from_millis(5);
-/// A guest that ends sooner than this after it was created is not created again: it would go on for ever.
-const LEAST_LIFE: Duration = Duration::from_secs(1);
+/// How long until the index is brought up to date after the store has refused something.
+const INDEX_AGAIN: Duration = Duration::from_secs(1);
 
 /// Looks after guests until a signal asks for an end.
 ///
@@ -53,21 +54,20 @@ pub fn serve<C: Placement + Inspect, S: StoreControl + AsFd>(
     signals: &Signals,
     mut ready: Ready,
 ) -> Result<(), Failure> {
-    let mut supervisor = Supervisor {
-        control,
-        store,
-        left_alone: BTreeMap::new(),
-        indexer: Indexer::new(store)?,
-    };
+    let clock = SystemTime::now;
+    let mut supervisor = Supervisor::new(control, store, &clock);
+    let mut indexer = Indexer::new(store)?;
     store.watch("@releaseDomain", "released")?;
     store.watch("@introduceDomain", "introduced")?;
     let killed = watch_creations()?;
-    supervisor.look_around(true)?;
+    let list = control.list()?;
+    indexer.update(&list)?;
+    supervisor.look_around(&list);
+    let mut index_due = None;
     let mut at_work = clear_unfinished(control, store);
     store.write_display(None, NODE, &std::process::id())?;
     ready.announce()?;
     autostart::run(control, store);
-    let mut index_due: Option<Instant> = None;
     let mut end_due: Option<Instant> = None;
     let mut pool_due = Some(Instant::now());
     loop {
@@ -75,7 +75,7 @@ pub fn serve<C: Placement + Inspect, S: StoreControl + AsFd>(
             if event.token == "released" {
                 end_due = end_due.or_else(|| Some(Instant::now() + END_DELAY));
             }
-            supervisor.indexer.take(&event);
+            indexer.take(&event);
             index_due = index_due.or_else(|| Some(Instant::now() + INDEX_DELAY));
         }
         let is_due = |due: &mut Option<Instant>| {
@@ -88,8 +88,13 @@ pub fn serve<C: Placement + Inspect, S: StoreControl + AsFd>(
             // There may be memory for more shells.
             pool_due = pool_due.or_else(|| Some(Instant::now() + POOL_DELAY));
         }
-        if ended || index {
-            supervisor.look_around(index)?;
+        let next_guest = supervisor.next_due();
+        if ended || index || next_guest == Some(Duration::ZERO) {
+            let list = control.list()?;
+            if index && !keep_index(store, &mut indexer, &list)? {
+                index_due = Some(Instant::now() + INDEX_AGAIN);
+            }
+            supervisor.look_around(&list);
             // What came meanwhile is looked at before waiting.
             continue;
         }
@@ -113,9 +118,10 @@ pub fn serve<C: Placement + Inspect, S: StoreControl + AsFd>(
             until(index_due),
             until(end_due),
             until(pool_due),
+            next_guest,
         ];
         let limit = waits.into_iter().flatten().min().map(|wait| Timespec {
-            tv_sec: 0,
+            tv_sec: wait.as_secs().try_into().unwrap_or(i64::MAX),
             tv_nsec: wait.subsec_nanos().max(1).into(),
         });
         let ready = match poll(&mut fds, limit.as_ref()) {
@@ -136,6 +142,23 @@ pub fn serve<C: Placement + Inspect, S: StoreControl + AsFd>(
     }
     store.rm_if_present(None, NODE)?;
     Ok(())
+}
+
+/// Brings the index up to date; says whether that is done. Meanwhile nobody relies on it.
+fn keep_index<S: StoreControl>(
+    store: &S,
+    indexer: &mut Indexer<'_, S>,
+    list: &[DomainInfo],
+) -> Result<bool, Failure> {
+    let updated = indexer.update(list);
+    match &updated {
+        Ok(()) => store.write_display(None, NODE, &std::process::id())?,
+        Err(error) => {
+            daemon::log(&format!("the index: {error}; it is tried again"));
+            store.rm_if_present(None, NODE)?;
+        }
+    }
+    Ok(updated.is_ok())
 }
 
 /// Tells when a process ends whose creation has not.
@@ -159,140 +182,6 @@ fn watch_creations() -> Result<OwnedFd, Failure> {
         Ok(fd)
     };
     watch().map_err(|error| failed(error).into())
-}
-
-struct Supervisor<'a, C, S> {
-    control: &'a C,
-    store: &'a S,
-    /// Guests that have ended and stay, with their UUID: told once.
-    left_alone: BTreeMap<u16, [u8; 16]>,
-    indexer: Indexer<'a, S>,
-}
-
-impl<C: Placement + Inspect, S: StoreControl> Supervisor<'_, C, S> {
-    fn look_around(&mut self, index: bool) -> Result<(), Failure> {
-        let list = self.control.list()?;
-        if index {
-            self.indexer.update(&list)?;
-        }
-        self.left_alone
-            .retain(|dom, uuid| list.iter().any(|i| i.dom.0 == *dom && i.uuid == *uuid));
-        for info in &list {
-            if info.flags.shutdown && !info.flags.dying && info.dom != DomId::DOM0 {
-                self.ended(info);
-            }
-        }
-        clear_gone(self.control, self.store, &list);
-        Ok(())
-    }
-
-    /// A guest has ended by itself.
-    fn ended(&mut self, info: &DomainInfo) {
-        let dom = info.dom;
-        if self.left_alone.get(&dom.0) == Some(&info.uuid) {
-            return;
-        }
-        let Some(reason) = info.shutdown_reason else {
-            return;
-        };
-        // A stock xl has a process of its own for each of its guests.
-        let Some(text) = userdata::read(dom, &info.uuid, Userdata::Xlrs) else {
-            self.left_alone.insert(dom.0, info.uuid);
-            return;
-        };
-        let Some(marks) = Marks::decode(&text) else {
-            daemon::log(&format!(
-                "domain {dom}: its file makes no sense; it is left alone"
-            ));
-            self.left_alone.insert(dom.0, info.uuid);
-            return;
-        };
-        let mut marks = marks;
-        // It may have been given another name since.
-        if let Ok(Some(name)) = crate::store::name_of(self.store, dom)
-            && !marks.updated
-        {
-            marks.config.name = name;
-        }
-        let action = action(&marks.config.events, reason);
-        let name = &marks.config.name;
-        daemon::log(&format!(
-            "{name} (domain {dom}) has ended: {reason:?}; {}",
-            action.name()
-        ));
-        let result = match action {
-            Action::Preserve => {
-                self.left_alone.insert(dom.0, info.uuid);
-                return;
-            }
-            Action::Destroy => self.remove(dom),
-            Action::CoredumpDestroy => {
-                self.dump(info, name);
-                self.remove(dom)
-            }
-            Action::CoredumpRestart => {
-                self.dump(info, name);
-                self.restart(dom, &marks)
-            }
-            Action::Restart | Action::SoftReset => self.restart(dom, &marks),
-            Action::RenameRestart => self.rename_restart(info, &marks),
-        };
-        if let Err(error) = result {
-            daemon::log(&format!("{name} (domain {dom}): {error}"));
-            // Trying again at every event would not help.
-            self.left_alone.insert(dom.0, info.uuid);
-        }
-    }
-
-    fn remove(&self, dom: DomId) -> Result<()> {
-        destroy::destroy(self.control, self.store, dom)
-    }
-
-    /// That it cannot be dumped is no reason to leave it lying about.
-    fn dump(&self, info: &DomainInfo, name: &str) {
-        let said = match keep::dump(self.control, info, name) {
-            Ok(path) => format!("its memory is in {}", path.display()),
-            Err(error) => error.to_string(),
-        };
-        daemon::log(&format!("{name} (domain {}): {said}", info.dom));
-    }
-
-    fn rename_restart(&mut self, info: &DomainInfo, marks: &Marks) -> Result<()> {
-        let lived = age(info.dom, marks);
-        let name = keep::set_aside(self.control, self.store, info, marks)?;
-        daemon::log(&format!("domain {} stays as {name}", info.dom));
-        self.create_again(marks, lived)
-    }
-
-    fn restart(&self, dom: DomId, marks: &Marks) -> Result<()> {
-        let lived = age(dom, marks);
-        self.remove(dom)?;
-        self.create_again(marks, lived)
-    }
-
-    fn create_again(&self, marks: &Marks, lived: Option<Duration>) -> Result<()> {
-        if lived.is_some_and(|lived| lived < LEAST_LIFE) {
-            daemon::log(&format!(
-                "{}: it lived less than {} s and is not created again",
-                marks.config.name,
-                LEAST_LIFE.as_secs()
-            ));
-            return Ok(());
-        }
-        let start = Instant::now();
-        let guest = Prepared::new(marks.config.clone())?;
-        let guard = create::create_guarded(self.control, self.store, &guest)?;
-        let dom = guard.dom();
-        let started = self.control.unpause(dom);
-        started.map_err(crate::Error::hal("start domain", dom))?;
-        guard.keep();
-        daemon::log(&format!(
-            "{}: created again as domain {dom} in {} ms",
-            guest.config.name,
-            start.elapsed().as_millis()
-        ));
-        Ok(())
-    }
 }
 
 /// Clears away what guests of ours have left that are not in the list of domains.
@@ -390,13 +279,6 @@ fn clear_away<C: DomainControl, S: StoreControl>(
         "domain {dom} is gone; what it left is cleared away"
     ));
     Ok(())
-}
-
-/// How long ago a guest was created.
-fn age(dom: DomId, marks: &Marks) -> Option<Duration> {
-    let id = marks.config.uuid?;
-    let written = fs::metadata(userdata::path(dom, &id, Userdata::Xlrs)).ok()?;
-    written.modified().ok()?.elapsed().ok()
 }
 
 /// All guests that have marks of ours.
