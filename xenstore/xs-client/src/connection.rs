@@ -14,6 +14,7 @@ use xs_wire::call::{self, Exchange};
 use xs_wire::{Client, MAX_PENDING, Request, RequestId, StoreError, TxId, WatchEvent};
 
 use crate::open::{self, OpenError};
+use crate::void::Void;
 use crate::watch::{self, Watch};
 
 /// Most requests of one batch that are sent before the first reply is waited for; fewer than a connection
@@ -61,7 +62,7 @@ struct State {
     /// Why the connection is of no use any more.
     lost: Option<Errno>,
     /// Open transactions that cannot come to a good end.
-    void: Vec<TxId>,
+    void: Void,
 }
 
 impl Connection {
@@ -87,7 +88,7 @@ impl Connection {
                 reading: false,
                 waiting: 0,
                 lost: None,
-                void: Vec::new(),
+                void: Void::default(),
             }),
             changed: Condvar::new(),
             next_watch: AtomicU64::new(0),
@@ -438,30 +439,6 @@ pub(crate) fn failed(request: &Request<'_>, errno: Errno) -> StoreError {
     }
 }
 
-/// What a reply means to the transaction that it belongs to.
-///
-/// C xenstored copies a node into a transaction when it is first asked for. What others change in between does not fit
-/// together then, which it answers with EIO: a conflict, like those that are told at the end.
-fn judge(
-    void: &mut Vec<TxId>,
-    tx: TxId,
-    request: &Request<'_>,
-    reply: Result<Vec<u8>, Errno>,
-) -> Result<Vec<u8>, Errno> {
-    let known = void.iter().position(|other| *other == tx);
-    match (request, known) {
-        (Request::TransactionEnd(_), Some(at)) => {
-            void.swap_remove(at);
-            reply.and(Err(Errno::EAGAIN))
-        }
-        (_, None) if reply == Err(Errno::EIO) => {
-            void.push(tx);
-            reply
-        }
-        _ => reply,
-    }
-}
-
 impl Connection {
     /// Waits for the reply to a request that may have been sent.
     fn answer(
@@ -474,7 +451,7 @@ impl Connection {
     ) -> Result<Vec<u8>, StoreError> {
         let mut reply = id.and_then(|id| self.reply(state, id, deadline));
         if let Some(tx) = tx {
-            reply = judge(&mut self.state().void, tx, request, reply);
+            reply = self.state().void.judge(tx, request, reply);
         }
         reply.map_err(|errno| failed(request, errno))
     }

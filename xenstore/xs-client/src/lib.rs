@@ -50,6 +50,7 @@ mod open;
 mod reconnect;
 mod task;
 mod transaction;
+mod void;
 mod watch;
 
 pub use connection::{Connection, DEFAULT_TIMEOUT, InFlight, Turns};
