@@ -85,7 +85,7 @@ pub fn build<C: Placement>(control: &C, dom: DomId, guest: &Prepared) -> Result<
         initrd_unmapped: plan.initrd.is_some_and(|initrd| initrd.unmapped),
         cmdline: &config.cmdline,
     };
-    let layout = |error: LayoutError| Error::new("lay out", &object, error).kind(Kind::Invalid);
+    let layout = |error: LayoutError| Error::new("lay out", &object, error);
     let info = info.encode().map_err(layout)?;
 
     let window = Window::map(control, dom, &p2m, regions(plan), &[shared_info])
@@ -226,7 +226,7 @@ fn write_tables<M: SharedMemory>(window: &Window<M>, guest: &Prepared, p2m: &[Mf
     let tables = guest
         .plan
         .page_tables(p2m)
-        .map_err(|e| Error::new("lay out", &guest.config.name, e).kind(Kind::Invalid))?;
+        .map_err(|e| Error::new("lay out", &guest.config.name, e))?;
     for (frame, entries) in tables.frames.iter().zip(tables.entries.chunks_exact(512)) {
         let at = window.at(*frame);
         window.memory.write_bytes(at, u64::all_as_bytes(entries));

@@ -6,7 +6,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::unix::fs::OpenOptionsExt;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::{os, paths};
 
 /// Held until this is dropped, or the process ends.
@@ -47,7 +47,6 @@ impl Claims {
             Ok(false) => {
                 let cause = "another xlrs is just creating a guest with it";
                 Err(Error::new("claim", what, cause)
-                    .kind(Kind::Invalid)
                     .hint("wait until that one is done, then try again"))
             }
             Err(error) => Err(Error::system("claim", what, &error)),

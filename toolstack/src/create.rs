@@ -244,7 +244,6 @@ fn set_cmdline(control: &impl DomainControl, dom: DomId, page: Mfn, cmdline: &st
     if cmdline.len() > pv_layout::CMDLINE_MAX {
         let error = pv_layout::LayoutError::CommandLineTooLong { len: cmdline.len() };
         return Err(Error::new("lay out", format!("domain {dom}"), error)
-            .kind(Kind::Invalid)
             .hint("shorten cmdline= or extra="));
     }
     let memory = control
@@ -323,7 +322,6 @@ pub(crate) fn needs_kernel(disk: &Disk, server: Option<Server>) -> Result<()> {
             format!("{} ({})", disk.config.target.display(), disk.config.vdev),
             "our blkback cannot serve what a script= makes",
         )
-        .kind(Kind::Invalid)
         .hint("start the host with `xlrs host start --stock blkback` and `modprobe xen-blkback`")),
         _ => Ok(()),
     }
@@ -453,11 +451,9 @@ fn check_name(store: &impl Store, guest: &Guest) -> Result<(bool, Servers)> {
     match taken {
         None => Ok((indexed, servers)),
         Some(dom) => Err(
-            Error::new("create", name, format!("domain {dom} has this name"))
-                .kind(Kind::Invalid)
-                .hint(format!(
-                    "choose another name, or remove that one: `xlrs destroy {name}`"
-                )),
+            Error::new("create", name, format!("domain {dom} has this name")).hint(format!(
+                "choose another name, or remove that one: `xlrs destroy {name}`"
+            )),
         ),
     }
 }
@@ -475,7 +471,6 @@ fn check_uuid(control: &impl DomainControl, id: &[u8; 16]) -> Result<()> {
             uuid::format(id),
             format!("domain {} has it", info.dom),
         )
-        .kind(Kind::Invalid)
         .hint("choose another uuid=, or leave it out: a random one is made then")),
     }
 }
@@ -549,7 +544,6 @@ fn check_dom0(disk: &Disk) -> Result<()> {
                 object(),
                 format!("dom0 has it mounted{how} on {point}"),
             )
-            .kind(Kind::Invalid)
             .hint(format!("`umount {point}` first")));
         }
     }
@@ -558,9 +552,7 @@ fn check_dom0(disk: &Disk) -> Result<()> {
         && storage::is_held(&disk.config.target).map_err(|e| Error::system(step, object(), &e))?
     {
         let cause = "dom0 uses it: mounted, or part of LVM, RAID or swap";
-        return Err(Error::new(step, object(), cause)
-            .kind(Kind::Invalid)
-            .hint("`lsblk` shows what is made of it"));
+        return Err(Error::new(step, object(), cause).hint("`lsblk` shows what is made of it"));
     }
     Ok(())
 }
@@ -568,7 +560,6 @@ fn check_dom0(disk: &Disk) -> Result<()> {
 fn shared(disk: &Disk, by: &str) -> Error {
     let object = format!("{} ({})", disk.config.target.display(), disk.config.vdev);
     Error::new("use the disk", object, format!("it is in use by {by}"))
-        .kind(Kind::Invalid)
         .hint("two guests may share a disk only if both have it read-only (access=r)")
 }
 
@@ -586,7 +577,6 @@ pub(crate) fn physical_device(disk: &Disk, loops: &mut Vec<LoopDevice>) -> Resul
         let object = format!("{} ({})", path.display(), disk.config.vdev);
         let what = format!("the kernel's back end {lacks}");
         return Err(Error::new("use the disk", object, what)
-            .kind(Kind::Invalid)
             .hint("start blkback, which has it: `xlrs host start`"));
     }
     if let Target::Block(major, minor) = disk.target {

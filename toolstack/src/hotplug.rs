@@ -9,7 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use xen_hal::Store;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::store::text;
 
 /// Where scripts without a folder lie.
@@ -83,9 +83,7 @@ impl Device<'_> {
     /// It cannot be run, takes longer than 40 s, or fails; then with what it wrote to `hotplug-error`.
     pub fn run(&self, store: &impl Store, call: Call) -> Result<()> {
         let script = self.script.display();
-        let failed = |e: &std::io::Error| {
-            Error::system("run the script", script.to_string(), e).kind(Kind::Invalid)
-        };
+        let failed = |e: &std::io::Error| Error::system("run the script", script.to_string(), e);
         let mut child = Command::new(self.script)
             .args(self.arguments(call))
             .envs(self.environment())

@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use pv_layout::{BootPlan, LayoutError};
 
 use crate::config::{DiskConfig, DomainConfig, NicConfig};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::image::{Kernel, Ramdisk};
 use crate::nodes::Nic;
 use crate::storage::Id;
@@ -170,7 +170,6 @@ pub(crate) fn check_nic(nic: &Nic) -> Result<()> {
             "there is no such interface"
         };
         return Err(Error::new("find the bridge", &nic.bridge, what)
-            .kind(Kind::Invalid)
             .hint(format!(
                 "make it with `ip link add {0} type bridge && ip link set {0} up`, or name another with bridge=",
                 nic.bridge
@@ -181,7 +180,6 @@ pub(crate) fn check_nic(nic: &Nic) -> Result<()> {
     {
         return Err(
             Error::new("name the interface", name, "there is one of this name")
-                .kind(Kind::Exists)
                 .hint("choose another vifname="),
         );
     }
@@ -199,8 +197,8 @@ pub fn whole_paths(config: &mut DomainConfig) -> Result<()> {
     let disks = disks.map(|disk| &mut disk.target);
     let files = [&mut config.kernel].into_iter().chain(&mut config.ramdisk);
     for path in files.chain(disks) {
-        *path = std::path::absolute(&*path)
-            .map_err(|e| Error::system("find", path.display(), &e).kind(Kind::Invalid))?;
+        *path =
+            std::path::absolute(&*path).map_err(|e| Error::system("find", path.display(), &e))?;
     }
     Ok(())
 }
@@ -215,7 +213,7 @@ fn layout_error(config: &DomainConfig, kernel: &Kernel, error: LayoutError) -> E
         _ => None,
     };
     let object = format!("{} with {}", config.name, kernel.path().display());
-    let error = Error::new("lay out", object, error).kind(Kind::Invalid);
+    let error = Error::new("lay out", object, error);
     match hint {
         Some(hint) => error.hint(hint),
         None => error,
@@ -227,8 +225,7 @@ pub(crate) fn check_disk(config: &DiskConfig) -> Result<Disk> {
     let step = "use the disk";
     let failed = |error: &std::io::Error| {
         let known = error.kind() == std::io::ErrorKind::NotFound;
-        let error =
-            Error::system(step, format!("{path} ({})", config.vdev), error).kind(Kind::Invalid);
+        let error = Error::system(step, format!("{path} ({})", config.vdev), error);
         if known {
             error.hint(match config.format.qemu_name() {
                 None => format!("make one with `truncate -s 1G {path}`, or mend disk="),
@@ -243,7 +240,6 @@ pub(crate) fn check_disk(config: &DiskConfig) -> Result<Disk> {
     if let Some(script) = hotplug::custom(config.script.as_deref()) {
         fs::metadata(&script).map_err(|e| {
             Error::system("find the script", script.display(), &e)
-                .kind(Kind::Invalid)
                 .hint("script= names a file in /etc/xen/scripts, or one with its whole path")
         })?;
         return Ok(Disk {
@@ -255,7 +251,6 @@ pub(crate) fn check_disk(config: &DiskConfig) -> Result<Disk> {
     let target = Target::of(&config.target).map_err(|e| failed(&e))?;
     let invalid = |what: &str| {
         Error::new(step, format!("{path} ({})", config.vdev), what)
-            .kind(Kind::Invalid)
             .hint("name a disk image, made with `truncate -s 1G FILE` say, or a block device")
     };
     let target = target.ok_or_else(|| invalid("it is neither a file nor a block device"))?;
@@ -301,7 +296,6 @@ pub fn name_nic(nic: &NicConfig, taken: &[u32]) -> Result<Nic> {
         Some(devid) if taken.contains(&devid) => {
             return Err(
                 Error::new("number the card", devid, "there are two of this devid")
-                    .kind(Kind::Invalid)
                     .hint("choose another devid=, or leave it out"),
             );
         }

@@ -104,7 +104,7 @@ fn wrong_words() {
         ("store frobnicate", 1, "unrecognized subcommand"),
         ("host frobnicate", 1, "unrecognized subcommand"),
         ("create --frobnicate a.cfg", 2, "--frobnicate"),
-        ("create", 2, "no configuration file is named"),
+        ("create", 6, "no configuration file is named"),
         ("create a.cfg b.cfg", 2, "two configuration files"),
         ("run", 2, "<KERNEL>"),
         ("run /bin/true --memory x", 2, "it is no size"),

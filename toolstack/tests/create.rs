@@ -204,7 +204,7 @@ fn names_and_disks_are_not_shared() {
     let refused = |guest: &Prepared, part: &str| {
         let error: Error = create(&xen, &store, guest).unwrap_err();
         assert!(error.to_string().contains(part), "{error}");
-        assert_eq!(error.kind, Kind::Invalid);
+        assert_eq!(error.kind, Kind::Failed);
         assert_eq!(xen.domains(), [dom.0]);
     };
     refused(
@@ -277,7 +277,7 @@ fn what_is_being_created_is_not_created_twice_at_once() {
     let name = Claims::begin().unwrap();
     name.add("name busy", true, "").unwrap();
     let error = create(&xen, &store, &prepared("busy", "")).unwrap_err();
-    assert_eq!(error.kind, Kind::Invalid);
+    assert_eq!(error.kind, Kind::Failed);
     assert!(
         error
             .to_string()
@@ -397,7 +397,7 @@ fn a_uuid_is_not_shared() {
     let uuid = "uuid='6b1c5a52-93ab-4a9c-8d2e-000000000001'";
     let dom = create(&xen, &store, &prepared("one", uuid)).unwrap();
     let error = create(&xen, &store, &prepared("two", uuid)).unwrap_err();
-    assert_eq!(error.kind, Kind::Invalid);
+    assert_eq!(error.kind, Kind::Failed);
     let text = error.to_string();
     assert!(text.contains(&format!("domain {dom} has it")), "{text}");
     assert!(error.hint.is_some());

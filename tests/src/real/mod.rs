@@ -85,8 +85,8 @@ impl Entry {
 pub fn entries() -> Vec<Entry> {
     use cases::{
         bad_input, block, callers, changeover, commands, cycles, debian, device_nodes, disks,
-        features, formats, golden, hostile, http, killed, lifecycle, pvgrub, script, snapshots,
-        stock_tools, store, survival, survive, units, upheaval, vbd3,
+        features, formats, golden, hostile, http, killed, lifecycle, mistakes, pvgrub, script,
+        snapshots, stock_tools, store, survival, survive, units, upheaval, vbd3,
     };
     let about_survive =
         "the store daemon is killed in the middle of create and destroy; nobody notices";
@@ -276,6 +276,13 @@ pub fn entries() -> Vec<Entry> {
             "every kind of bad input is refused by name and leaves nothing behind",
             bad_input::in_dom0,
         ),
+        Entry::new(
+            "mistakes",
+            "what fails with a stock xl fails with xlrs, with the same status or for a reason",
+            mistakes::all,
+        )
+        .stock(&["xenstored", "console", "blkback", "netback"])
+        .on_4_17(),
         Entry::new(
             "killed",
             "create and destroy killed at any moment leave nothing behind",

@@ -154,7 +154,12 @@ pub struct RebootArgs {
 }
 
 pub fn create(args: &CreateArgs) -> Result<ExitCode> {
-    let (file, more) = check::split_words(args.defconfig.as_ref(), &args.words)?;
+    let split = check::split_words(args.defconfig.as_ref(), &args.words);
+    let (file, more) = split.map_err(|error| match args.words.is_empty() {
+        // xl finds out so late that it ends as after a wrong value.
+        true => error.kind(Kind::Invalid),
+        false => error,
+    })?;
     if let Some(path) = &file
         && !args.quiet
     {

@@ -111,7 +111,18 @@ fn claim() -> Result<Claims> {
 /// Makes a pool, or nothing.
 fn make(host: &Host, wanted: &Wanted) -> Result<u32> {
     let made = host.control.create_pool(wanted.scheduler);
-    let id = made.map_err(Error::hal("create the cpupool", &wanted.name))?;
+    let id = made.map_err(|error| {
+        // What it has not been built with, it does not find.
+        let missing = matches!(&error, xen_hal::Error::Hypercall { errno, .. } if *errno == xen_sys::Errno::ENOENT);
+        let error = Error::hal("create the cpupool", &wanted.name)(error);
+        match missing {
+            true => error.hint(format!(
+                "this Xen was built without the scheduler {}; credit and credit2 are always there",
+                wanted.scheduler
+            )),
+            false => error,
+        }
+    })?;
     let mut added = Vec::new();
     let fill = |added: &mut Vec<u32>| {
         name(host, id, &wanted.name)?;

@@ -104,6 +104,12 @@ impl fmt::Display for Error {
                 port,
                 errno,
             } => write!(f, "{op} (domain {dom}, port {port}): {errno}"),
+            // About the host, and not about a domain.
+            Error::Hypercall {
+                op,
+                dom: DomId::SELF,
+                errno,
+            } => write!(f, "{op}: {errno}"),
             Error::Hypercall { op, dom, errno } => write!(f, "{op} (domain {dom}): {errno}"),
             Error::System { op, object, errno } => write!(f, "{op} {object}: {errno}"),
             Error::UnknownVersion { major, minor } => {

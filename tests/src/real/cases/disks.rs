@@ -90,7 +90,7 @@ fn refused(host: &Host, config: Config, why: &str) -> Outcome {
     let file = config.write(host, "second.cfg")?;
     let ran = host.run(&["xlrs", "create", "-q", &file.display().to_string()])?;
     println!("    {}", ran.stderr.trim_end().replace('\n', "\n    "));
-    demand!(ran.status == 6, "not refused: {ran}");
+    demand!(ran.status == 3, "not refused: {ran}");
     demand!(ran.stderr.contains(why), "not for {why:?}: {ran}");
     demand!(ran.stderr.contains("help:"), "no remedy: {ran}");
     Ok(())

@@ -16,6 +16,7 @@ pub mod hostile;
 pub mod http;
 pub mod killed;
 pub mod lifecycle;
+pub mod mistakes;
 pub mod pvgrub;
 pub mod script;
 pub mod snapshots;
