@@ -112,7 +112,9 @@ fn main() -> ExitCode {
         };
     }
     let args = Args::parse();
-    daemon::run("blkback", &args.common, |ready| serve(&args, ready))
+    daemon::run("blkback", &args.common, |ready| {
+        serve(&args, ready).map_err(xen_dom0::explained)
+    })
 }
 
 /// The worker: its standard input is the way to the broker.

@@ -29,7 +29,9 @@ const NODE: &str = "/tool/xlrs/netback";
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    daemon::run("netback", &args.common, serve)
+    daemon::run("netback", &args.common, |ready| {
+        serve(ready).map_err(xen_dom0::explained)
+    })
 }
 
 fn serve(mut ready: Ready) -> Result<(), Failure> {

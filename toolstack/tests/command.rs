@@ -259,6 +259,9 @@ const NEED_XEN: &[&str] = &[
     "store read /a",
     "store exists /a",
     "store write /a 1",
+    // The daemons that this program is, too.
+    "supervise",
+    "serve-console",
 ];
 const GOOD: (&str, &str) = ("good.cfg", "name='web'\nkernel='/bin/true'\nmemory=16\n");
 
@@ -389,7 +392,14 @@ fn without_being_root() {
         check(&mut nobody(line), status, &parts);
     }
     if !on_xen() {
-        for line in ["list", "create @/good.cfg", "pause web"] {
+        let lines = [
+            "list",
+            "create @/good.cfg",
+            "pause web",
+            "supervise",
+            "serve-console",
+        ];
+        for line in lines {
             check(&mut nobody(line), 1, &["does not run on Xen"]);
         }
     }

@@ -165,7 +165,7 @@ impl consoled::World for Dom0 {
 }
 
 pub fn console_daemon(args: &ConsoleDaemonArgs) -> ExitCode {
-    daemon::run("xlrs console-daemon", &args.common, |ready| {
+    let serve = |ready| {
         let _lock = daemon::only_one("console-daemon")?;
         let signals = Signals::take()?;
         let world = Dom0 {
@@ -175,15 +175,21 @@ pub fn console_daemon(args: &ConsoleDaemonArgs) -> ExitCode {
             store: super::store()?,
         };
         consoled::serve(&world, Some(args.log_folder.clone()), &signals, ready)
+    };
+    daemon::run("xlrs serve-console", &args.common, |ready| {
+        serve(ready).map_err(xen_dom0::explained)
     })
     .into()
 }
 
 pub fn supervise(args: &SuperviseArgs) -> ExitCode {
-    daemon::run("xlrs supervise", &args.common, |ready| {
+    let serve = |ready| {
         let _lock = daemon::only_one("supervise")?;
         let signals = Signals::take()?;
         supervise::serve(&super::hypervisor()?, &super::store()?, &signals, ready)
+    };
+    daemon::run("xlrs supervise", &args.common, |ready| {
+        serve(ready).map_err(xen_dom0::explained)
     })
     .into()
 }

@@ -29,7 +29,7 @@ pub use events::Events;
 pub use grants::{GrantMapping, Grants};
 pub use hypervisor::Hypervisor;
 pub use mapping::ForeignMapping;
-pub use preflight::{NotReady, preflight};
+pub use preflight::{NotReady, explained, preflight};
 pub use storenode::StoreNode;
 pub use versions::{RELEASES, Release};
 

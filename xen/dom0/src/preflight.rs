@@ -41,6 +41,14 @@ pub fn preflight() -> Result<(), NotReady> {
     check(Path::new("/"))
 }
 
+/// Why a program could not go on: what is missing here, if that is anything, which is then the reason for all else.
+pub fn explained<E: From<NotReady>>(error: E) -> E {
+    match preflight() {
+        Ok(()) => error,
+        Err(reason) => reason.into(),
+    }
+}
+
 fn check(root: &Path) -> Result<(), NotReady> {
     let read = |path: &str| fs::read_to_string(root.join(path)).unwrap_or_default();
     if read("sys/hypervisor/type").trim() != "xen" {

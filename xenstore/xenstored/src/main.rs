@@ -87,6 +87,10 @@ fn serve(options: &Options, ready: Ready, kept: Kept) -> Result<(), Failure> {
     } else {
         serve_world(options, ready, kept, |evtchn, ports| {
             dom0::open(evtchn, ports).map_err(|error| {
+                let error = match xen_dom0::preflight() {
+                    Ok(()) => error.to_string(),
+                    Err(reason) => reason.to_string(),
+                };
                 format!(
                     "{error}; a store daemon needs dom0's device nodes (--no-xen serves sockets only)"
                 )
