@@ -8,6 +8,7 @@ use lab_agent::message::Command;
 
 use crate::builds::{self, Built, Profile};
 use crate::channel::{Channel, Event, Running};
+use crate::disguise;
 use crate::error::{Context, Result, fail};
 use crate::extras;
 use crate::image::{self, Image};
@@ -49,6 +50,8 @@ pub enum Origin {
     Snapshot,
     /// A boot.
     Boot,
+    /// A boot of a Xen that calls itself a release that nobody knows.
+    Disguised,
 }
 
 /// How a command ended, and what it wrote.
@@ -112,11 +115,6 @@ impl Prepared {
 
 impl Lab {
     /// Starts Xen and dom0 and brings our programs in.
-    pub fn start(prepared: &Prepared, version: XenVersion, memory_mib: u32) -> Result<Lab> {
-        Lab::start_from(prepared, version, memory_mib, Origin::Snapshot)
-    }
-
-    /// The same, from the snapshot or by a boot that can be watched.
     pub fn start_from(
         prepared: &Prepared,
         version: XenVersion,
@@ -132,6 +130,10 @@ impl Lab {
         let started = match origin {
             Origin::Snapshot => snapshot::start(&prepared.lab, image, version, memory_mib, dir)?,
             Origin::Boot => snapshot::boot_anew(&prepared.lab, image, memory_mib, dir)?,
+            Origin::Disguised => {
+                let image = disguise::disguised(image, dir)?;
+                snapshot::boot_anew(&prepared.lab, &image, memory_mib, dir)?
+            }
         };
         let lab = Lab {
             channel: started.channel,

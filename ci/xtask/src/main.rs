@@ -14,6 +14,7 @@ mod builds;
 mod channel;
 mod cpio;
 mod demo;
+mod disguise;
 mod elf;
 mod error;
 mod extras;
@@ -47,7 +48,7 @@ use lab_agent::message::Command;
 
 use builds::Profile;
 use error::Result;
-use lab::{Lab, Prepared};
+use lab::{Lab, Origin, Prepared};
 use packages::XenVersion;
 use services::Part;
 
@@ -134,6 +135,9 @@ struct LabArgs {
     /// Ask Debian's index again for newer packages.
     #[arg(long)]
     refresh: bool,
+    /// Xen calls itself 4.99, which nobody knows; what its calls look like stays as it is.
+    #[arg(long)]
+    unknown_xen: bool,
     /// Do not build our programs and guests: a bare dom0.
     #[arg(long)]
     no_build: bool,
@@ -181,7 +185,11 @@ fn run_lab(args: LabArgs) -> Result<i32> {
         let name = name.to_string_lossy().into_owned();
         prepared.built.programs.insert(name, file);
     }
-    let lab = Lab::start(&prepared, args.xen, args.mem)?;
+    let origin = match args.unknown_xen {
+        true => Origin::Disguised,
+        false => Origin::Snapshot,
+    };
+    let lab = Lab::start_from(&prepared, args.xen, args.mem, origin)?;
     let stock: BTreeSet<Part> = args.stock.iter().copied().collect();
     if args.up {
         services::up(&lab, &stock)?;

@@ -26,6 +26,8 @@ pub struct Entry {
     pub stock: &'static [&'static str],
     /// How long it may take, with room for a slow machine.
     pub timeout_s: u32,
+    /// Xen calls itself a release that nobody knows.
+    pub unknown_xen: bool,
     /// What it shows.
     pub about: &'static str,
     #[serde(skip)]
@@ -43,6 +45,7 @@ impl Entry {
             xen: &["4.17", "4.20"],
             stock: &[],
             timeout_s: 180,
+            unknown_xen: false,
             about,
             body,
         }
@@ -76,6 +79,14 @@ impl Entry {
         }
     }
 
+    /// On a Xen that calls itself a release that nobody knows.
+    fn on_unknown_xen(self) -> Entry {
+        Entry {
+            unknown_xen: true,
+            ..self.on_4_17()
+        }
+    }
+
     fn timeout_s(self, timeout_s: u32) -> Entry {
         Entry { timeout_s, ..self }
     }
@@ -86,7 +97,7 @@ pub fn entries() -> Vec<Entry> {
     use cases::{
         bad_input, block, callers, changeover, commands, cycles, debian, device_nodes, disks,
         features, formats, golden, hostile, http, killed, lifecycle, mistakes, pvgrub, script,
-        snapshots, stock_tools, store, survival, survive, units, upheaval, vbd3,
+        snapshots, stock_tools, store, survival, survive, units, unknown_xen, upheaval, vbd3,
     };
     let about_survive =
         "the store daemon is killed in the middle of create and destroy; nobody notices";
@@ -283,6 +294,13 @@ pub fn entries() -> Vec<Entry> {
         )
         .stock(&["xenstored", "console", "blkback", "netback"])
         .on_4_17(),
+        Entry::new(
+            "unknown-xen",
+            "on a Xen of an unknown release what only looks goes on, all else refuses and says why",
+            unknown_xen::all,
+        )
+        .stock(ALL_STOCK)
+        .on_unknown_xen(),
         Entry::new(
             "killed",
             "create and destroy killed at any moment leave nothing behind",

@@ -48,15 +48,7 @@ impl Host {
         let dom = find_domain(&self.store, word)?;
         let info = self.control.info(dom);
         let info = info.map_err(Error::hal("ask Xen about domain", dom))?;
-        info.ok_or_else(|| {
-            Error::new(
-                "find the domain",
-                word,
-                "it is an invalid domain identifier",
-            )
-            .kind(Kind::NoSuchDomain)
-            .hint("`xlrs list` shows those that exist")
-        })
+        info.ok_or_else(|| no_such_domain(word))
     }
 
     /// The guests that words mean; all of them without a word.
@@ -134,6 +126,17 @@ impl Host {
         let topology = topology.map_err(Error::hal("ask Xen where the CPUs are", ""))?;
         Ok(set.resolve(&topology))
     }
+}
+
+/// A word means no guest that exists.
+pub fn no_such_domain(word: &str) -> Error {
+    Error::new(
+        "find the domain",
+        word,
+        "it is an invalid domain identifier",
+    )
+    .kind(Kind::NoSuchDomain)
+    .hint("`xlrs list` shows those that exist")
 }
 
 /// A name as C prints it.

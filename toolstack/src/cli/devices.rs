@@ -18,6 +18,7 @@ use xlrs::store::texts;
 use xlrs::{Error, Kind, Result, resize, snapshot, userdata};
 
 use super::common::{Host, print, print_json};
+use super::look::Look;
 use crate::cli::ExitCode;
 
 #[derive(Args)]
@@ -309,11 +310,11 @@ struct Row {
 }
 
 /// The devices of a kind of some guests; `rings` are the nodes that hold the rings' grants.
-fn rows(host: &Host, words: &[String], kind: &str, rings: [&str; 2]) -> Result<Vec<Row>> {
+fn rows(look: &Look, words: &[String], kind: &str, rings: [&str; 2]) -> Result<Vec<Row>> {
     let mut out = Vec::new();
     for word in words {
-        let info = host.domain(word)?;
-        for device in devices(&host.store, info.dom)? {
+        let dom = look.guest(word)?;
+        for device in devices(look.store(), dom)? {
             if device.kind != kind {
                 continue;
             }
@@ -327,7 +328,7 @@ fn rows(host: &Host, words: &[String], kind: &str, rings: [&str; 2]) -> Result<V
                 format!("{}/mac", device.backend),
                 format!("{}/params", device.backend),
             ];
-            let values = texts(&host.store, None, &paths);
+            let values = texts(look.store(), None, &paths);
             let values = values.map_err(Error::store("look at", &device.frontend))?;
             let number = |at: usize| {
                 let value = values.get(at).and_then(Option::as_deref);
@@ -336,7 +337,7 @@ fn rows(host: &Host, words: &[String], kind: &str, rings: [&str; 2]) -> Result<V
                     .unwrap_or(-1)
             };
             out.push(Row {
-                dom: info.dom.0,
+                dom: dom.0,
                 number: device.number.parse().unwrap_or(-1),
                 backend_id: number(0),
                 state: number(1),
@@ -374,10 +375,10 @@ fn json(row: &Row, rings: [&str; 2]) -> Value {
 /// Like xl, `block-list` goes on after a guest that does not exist, and tells of it in words only.
 pub fn block_list(args: &BlockListArgs) -> Result<ExitCode> {
     const RINGS: [&str; 2] = ["ring-ref", "ring-ref0"];
-    let host = Host::open()?;
+    let look = Look::open()?;
     let mut all = Vec::new();
     for word in &args.list.domains {
-        match rows(&host, std::slice::from_ref(word), "vbd", RINGS) {
+        match rows(&look, std::slice::from_ref(word), "vbd", RINGS) {
             Err(error) if error.kind == Kind::NoSuchDomain => eprintln!("xlrs: {error}"),
             rows => all.extend(rows?),
         }
@@ -443,12 +444,12 @@ fn print_stats(rows: &[Row], as_json: bool, json: impl Fn(&Row) -> Value) -> Res
 
 pub fn network_list(args: &ListArgs) -> Result<ExitCode> {
     const RINGS: [&str; 2] = ["tx-ring-ref", "rx-ring-ref"];
-    let host = Host::open()?;
+    let look = Look::open()?;
     let mut out = format!(
         "{:<3} {:<2} {:<17} {:<6} {:<5} {:<6} {:>5}/{:<5} {:<30}\n",
         "Idx", "BE", "Mac Addr.", "handle", "state", "evt-ch", "tx-", "rx-ring-ref", "BE-path"
     );
-    let found = rows(&host, &args.domains, "vif", RINGS);
+    let found = rows(&look, &args.domains, "vif", RINGS);
     if let Err(error) = &found
         && error.kind == Kind::NoSuchDomain
         && !args.json
@@ -480,15 +481,15 @@ pub fn network_list(args: &ListArgs) -> Result<ExitCode> {
 
 pub fn channel_list(args: &ListArgs) -> Result<ExitCode> {
     // They are consoles beyond the first, which no guest of ours has yet; those of a stock xl have.
-    let host = Host::open()?;
+    let look = Look::open()?;
     let mut all = Vec::new();
     let mut out = format!(
         "{:<3} {:<2} {:<5} {:<6} {:<8} {:<10} {:<30}\n",
         "Idx", "BE", "state", "evt-ch", "ring-ref", "connection", ""
     );
     for word in &args.domains {
-        let info = host.domain(word)?;
-        for device in devices(&host.store, info.dom)? {
+        let dom = look.guest(word)?;
+        for device in devices(look.store(), dom)? {
             if device.kind != "console" || device.number == "0" {
                 continue;
             }
@@ -502,7 +503,7 @@ pub fn channel_list(args: &ListArgs) -> Result<ExitCode> {
                 front("tty"),
                 format!("{}/path", device.backend),
             ];
-            let values = texts(&host.store, None, &paths);
+            let values = texts(look.store(), None, &paths);
             let values = values.map_err(Error::store("look at", &device.frontend))?;
             let text = |at: usize| values.get(at).cloned().flatten().unwrap_or_default();
             let number = |at: usize| text(at).trim().parse::<i64>().unwrap_or(-1);
@@ -522,7 +523,7 @@ pub fn channel_list(args: &ListArgs) -> Result<ExitCode> {
                 number(3)
             );
             all.push(json!({
-                "domid": info.dom.0, "channel": index, "backend_domid": number(0),
+                "domid": dom.0, "channel": index, "backend_domid": number(0),
                 "state": number(1), "event_channel": number(2), "ring_ref": number(3),
                 "connection": connection, "path": place,
             }));

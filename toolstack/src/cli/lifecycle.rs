@@ -13,7 +13,7 @@ use xlrs::{
 };
 
 use super::check;
-use super::common::DomainArgs;
+use super::common::{DomainArgs, no_such_domain};
 use crate::cli::ExitCode;
 
 #[derive(Args, Debug, Default, PartialEq)]
@@ -368,13 +368,7 @@ pub fn console(args: &ConsoleArgs) -> Result<ExitCode> {
         .map_err(Error::store("find domain", dom))?
         .is_none()
     {
-        return Err(Error::new(
-            "find the domain",
-            &args.domain,
-            "it is an invalid domain identifier",
-        )
-        .kind(Kind::NoSuchDomain)
-        .hint("`xlrs list` shows those that exist"));
+        return Err(no_such_domain(&args.domain));
     }
     let session = xlrs::console::Session::open(&store, dom)?;
     drop(store);

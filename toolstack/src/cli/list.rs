@@ -5,12 +5,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::Args;
 use serde_json::{Value, json};
-use xen_hal::{DomainInfo, HostControl, ShutdownReason};
+use xen_hal::{DomainInfo, HostControl, ShutdownReason, Store};
 use xen_sys::DomId;
 use xlrs::store::{find_by_name, name_of, text};
 use xlrs::{Error, Kind, Result, os, retrieve, userdata, uuid};
 
 use super::common::{Host, print, print_json, seconds, shown};
+use super::look::{Look, Seen};
 use crate::cli::ExitCode;
 
 pub const HEADER: &str =
@@ -19,10 +20,10 @@ pub const HEADER: &str =
 #[derive(Args)]
 pub struct ListArgs {
     /// Only these guests, by name or number
-    domains: Vec<String>,
+    pub domains: Vec<String>,
     /// Print all that is known, as JSON in libxl's format
     #[arg(short, long)]
-    long: bool,
+    pub long: bool,
     /// Also show UUIDs, why a guest has shut down, and security labels
     #[arg(short, long)]
     verbose: bool,
@@ -37,7 +38,7 @@ pub struct ListArgs {
     numa: bool,
     /// Print JSON: what the table shows, in plain numbers
     #[arg(long)]
-    json: bool,
+    pub json: bool,
 }
 
 #[derive(Args)]
@@ -78,12 +79,9 @@ pub struct DomnameArgs {
 }
 
 pub fn list(args: &ListArgs) -> Result<ExitCode> {
-    let Some(control) = super::hypervisor_if_known()? else {
-        return super::unknown::list(&args.domains, args.json || args.long);
-    };
-    let host = Host {
-        control,
-        store: super::store()?,
+    let host = match Look::open()? {
+        Look::Known(host) => host,
+        look => return super::unknown::list(&look, args),
     };
     let rows = host.named(host.domains(&args.domains)?)?;
     if args.long {
@@ -241,26 +239,26 @@ pub fn claims(args: &JsonArgs) -> Result<ExitCode> {
 }
 
 pub fn vm_list(args: &JsonArgs) -> Result<ExitCode> {
-    let host = Host::open()?;
-    let rows = host.named(host.domains(&[])?)?;
+    let look = Look::open()?;
+    let rows = look.guests(&[])?;
     if args.json {
-        let rows = rows.iter().map(|(info, name)| {
-            json!({"uuid": uuid::format(&info.uuid), "domid": info.dom.0, "name": name})
+        let rows = rows.iter().map(|seen| {
+            json!({"uuid": uuid::format(&seen.uuid), "domid": seen.dom.0, "name": seen.name})
         });
         return print_json(&Value::Array(rows.collect()));
     }
     let mut out = String::from("UUID                                  ID    name\n");
-    for (info, name) in &rows {
-        let name = shown(name.as_deref());
-        let (id, dom) = (uuid::format(&info.uuid), info.dom);
+    for seen in &rows {
+        let name = shown(seen.name.as_deref());
+        let (id, dom) = (uuid::format(&seen.uuid), seen.dom);
         let _ = writeln!(out, "{id}  {dom}    {name:<30}");
     }
     print(&out)
 }
 
 pub fn uptime(args: &UptimeArgs) -> Result<ExitCode> {
-    let host = Host::open()?;
-    let rows = host.named(host.domains(&args.domains)?)?;
+    let look = Look::open()?;
+    let rows = look.guests(&args.domains)?;
     let now = SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .unwrap_or_default()
@@ -271,13 +269,13 @@ pub fn uptime(args: &UptimeArgs) -> Result<ExitCode> {
     if !args.short {
         let _ = writeln!(out, "{:<33} {:>4} Uptime", "Name", "ID");
     }
-    for (info, name) in &rows {
+    for Seen { dom, name, .. } in &rows {
         // One without a start time was made by something else than a toolstack.
-        let Some(up) = up_s(&host, info.dom, now)? else {
+        let Some(up) = up_s(look.store(), *dom, now)? else {
             continue;
         };
-        json.push(json!({"domid": info.dom.0, "name": name, "uptime_s": up}));
-        let (name, dom) = (shown(name.as_deref()), info.dom);
+        json.push(json!({"domid": dom.0, "name": name, "uptime_s": up}));
+        let name = shown(name.as_deref());
         let _ = match args.short {
             true => writeln!(
                 out,
@@ -294,14 +292,14 @@ pub fn uptime(args: &UptimeArgs) -> Result<ExitCode> {
 }
 
 /// How long a guest, or dom0, has been up, in seconds.
-fn up_s(host: &Host, dom: DomId, now: u64) -> Result<Option<u64>> {
+fn up_s(store: &impl Store, dom: DomId, now: u64) -> Result<Option<u64>> {
     if dom == DomId::DOM0 {
         let path = "/proc/uptime";
         let said = std::fs::read_to_string(path).map_err(|e| Error::system("read", path, &e))?;
         let whole = said.split(['.', ' ']).next().unwrap_or_default();
         return Ok(whole.parse().ok());
     }
-    let read = |path: &str| text(&host.store, None, path);
+    let read = |path: &str| text(store, None, path);
     let failed = Error::store("read the start time of domain", dom);
     let start = || {
         let Some(vm) = read(&format!("/local/domain/{dom}/vm"))? else {

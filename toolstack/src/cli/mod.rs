@@ -10,6 +10,7 @@ mod guests;
 mod host;
 mod lifecycle;
 mod list;
+mod look;
 mod manage;
 mod memory;
 mod pool;

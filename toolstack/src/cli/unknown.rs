@@ -6,11 +6,12 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 use xen_hal::StoreExt;
-use xen_sys::DomId;
-use xlrs::store::{children, name_of};
-use xlrs::{Error, Result};
+use xlrs::userdata::{self, Userdata};
+use xlrs::{Error, Result, uuid};
 
 use super::common::{print, print_json, shown};
+use super::list::ListArgs;
+use super::look::{Look, Seen};
 use crate::cli::ExitCode;
 
 /// `info` of such a host: less of it, in the same order and under the same names.
@@ -39,43 +40,50 @@ pub fn info_rows(root: &Path) -> Vec<(&'static str, String)> {
 }
 
 /// `list` of such a host: names and numbers from the store; what only Xen knows is a dash.
-pub fn list(words: &[String], as_json: bool) -> Result<ExitCode> {
-    let store = super::store()?;
-    let failed = || Error::store("list the guests in the store", "");
-    let wanted: Vec<DomId> = words
-        .iter()
-        .map(|word| xlrs::store::find_domain(&store, word))
-        .collect::<Result<_>>()?;
-    let mut rows = Vec::new();
-    for child in children(&store, None, "/local/domain").map_err(failed())? {
-        let Ok(dom) = child.parse().map(DomId) else {
-            continue;
-        };
-        if !wanted.is_empty() && !wanted.contains(&dom) {
-            continue;
-        }
-        let name = name_of(&store, dom).map_err(failed())?;
-        let target = store.read_parsed::<u64>(None, &format!("/local/domain/{dom}/memory/target"));
-        rows.push((dom, name, target.ok()));
+pub fn list(look: &Look, args: &ListArgs) -> Result<ExitCode> {
+    let guests = look.guests(&args.domains)?;
+    if args.long {
+        let all: Result<Vec<Value>> = guests.iter().map(as_written).collect();
+        return print(&format!("{}\n", userdata::libxl_text(&all?.into())));
     }
-    rows.sort_by_key(|(dom, ..)| dom.0);
-    if as_json {
-        let rows = rows
-            .iter()
-            .map(|(dom, name, target)| json!({"domid": dom.0, "name": name, "memory_kib": target}));
+    let target = |seen: &Seen| {
+        let path = format!("/local/domain/{}/memory/target", seen.dom);
+        look.store().read_parsed::<u64>(None, &path).ok()
+    };
+    if args.json {
+        let rows = guests.iter().map(|seen| {
+            json!({
+                "domid": seen.dom.0, "name": seen.name, "uuid": uuid::format(&seen.uuid),
+                "memory_kib": target(seen),
+            })
+        });
         return print_json(&Value::Array(rows.collect()));
     }
     let mut text = format!("{}\n", super::list::HEADER);
-    for (dom, name, target) in rows {
-        let mib = target.map_or("-".into(), |kib| (kib / 1024).to_string());
-        let name = shown(name.as_deref());
+    for seen in &guests {
+        let mib = target(seen).map_or("-".into(), |kib| (kib / 1024).to_string());
+        let name = shown(seen.name.as_deref());
         let _ = writeln!(
             text,
             "{name:<40} {:>5} {mib:>5}     -     ------        -",
-            dom.0
+            seen.dom.0
         );
     }
     print(&text)
+}
+
+/// A guest's configuration as it was written down when it was created, under the name that it has now.
+fn as_written(seen: &Seen) -> Result<Value> {
+    let mut config = Value::Null;
+    if let Some(text) = userdata::read(seen.dom, &seen.uuid, Userdata::Libxl) {
+        let path = userdata::path(seen.dom, &seen.uuid, Userdata::Libxl);
+        config = serde_json::from_str(&text).map_err(|e| Error::new("read", path.display(), e))?;
+        let c_info = config.get_mut("c_info").and_then(Value::as_object_mut);
+        if let (Some(name), Some(c_info)) = (&seen.name, c_info) {
+            c_info.insert("name".into(), name.clone().into());
+        }
+    }
+    Ok(json!({"domid": seen.dom.0, "config": config}))
 }
 
 /// Tells why there is less than usual.

@@ -10,7 +10,7 @@ use serde::Deserialize;
 use super::report::{Place, Report, Verdict};
 use super::{TestArgs, in_parallel};
 use crate::error::{Context, Error, Result, fail};
-use crate::lab::{Lab, Prepared};
+use crate::lab::{Lab, Origin, Prepared};
 use crate::packages::XenVersion;
 use crate::services::{self, Part};
 use crate::ui;
@@ -25,6 +25,9 @@ struct Scenario {
     #[serde(default)]
     stock: Vec<String>,
     timeout_s: u64,
+    /// Xen calls itself a release that nobody knows.
+    #[serde(default)]
+    unknown_xen: bool,
 }
 
 /// A scenario on one Xen release.
@@ -107,7 +110,11 @@ fn cases(found: &[Scenario], versions: &[XenVersion]) -> Result<Vec<Case>> {
 }
 
 fn scenario(prepared: &Prepared, case: &Case) -> Result<Verdict> {
-    let lab = Lab::start(prepared, case.version, MEMORY_MIB)?;
+    let origin = match case.scenario.unknown_xen {
+        true => Origin::Disguised,
+        false => Origin::Snapshot,
+    };
+    let lab = Lab::start_from(prepared, case.version, MEMORY_MIB, origin)?;
     if let Err(e) = services::up(&lab, &case.stock) {
         lab.keep_quietly();
         return Ok(Verdict::Fail(format!("{e}\n{}", lab.words())));

@@ -25,5 +25,6 @@ pub mod store;
 pub mod survival;
 pub mod survive;
 pub mod units;
+pub mod unknown_xen;
 pub mod upheaval;
 pub mod vbd3;
