@@ -2,12 +2,28 @@
 
 use std::path::{Path, PathBuf};
 
-use clap::{Args, Subcommand};
-use clap_complete::Shell;
+use std::fmt::Write as _;
+
+use clap::{Args, Subcommand, ValueEnum};
 use xlrs::{Error, Result};
 
-use super::common::print_bytes;
+use super::common::print;
+use super::complete::{self, Next};
 use crate::cli::ExitCode;
+
+/// A shell, and how completions get into it.
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Shell {
+    /// into /usr/share/bash-completion/completions/xlrs, or `source <(xlrs docs completions bash)`
+    Bash,
+    /// into a file _xlrs in one of the folders in $fpath
+    Zsh,
+    /// into ~/.config/fish/completions/xlrs.fish
+    Fish,
+}
+
+/// The status that tells a shell to offer files.
+const FILES: u8 = 10;
 
 #[derive(Args)]
 pub struct DocsArgs {
@@ -22,6 +38,13 @@ enum What {
         /// The shell
         shell: Shell,
     },
+    /// Print what may follow on a command line; the completions call it
+    #[command(hide = true)]
+    Complete {
+        /// What has been typed so far, behind the program's name
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
+    },
     /// Write manual pages, one for each command, into a folder
     Man {
         /// The folder
@@ -33,11 +56,21 @@ pub fn docs(args: &DocsArgs) -> Result<ExitCode> {
     let mut command = super::description();
     command.build();
     match &args.what {
-        What::Completions { shell } => {
-            let mut out = Vec::new();
-            clap_complete::generate(*shell, &mut command, "xlrs", &mut out);
-            print_bytes(&out)
-        }
+        What::Completions { shell } => print(match shell {
+            Shell::Bash => include_str!("../../completions/xlrs.bash"),
+            Shell::Zsh => include_str!("../../completions/xlrs.zsh"),
+            Shell::Fish => include_str!("../../completions/xlrs.fish"),
+        }),
+        What::Complete { words } => match complete::complete(&command, words, &complete::names) {
+            Next::File => Ok(ExitCode(FILES)),
+            Next::Words(found) => {
+                let mut out = String::new();
+                for (word, about) in found {
+                    let _ = writeln!(out, "{word}\t{about}");
+                }
+                print(&out)
+            }
+        },
         What::Man { folder } => {
             std::fs::create_dir_all(folder)
                 .map_err(|e| Error::system("make the folder", folder.display(), &e))?;

@@ -2,6 +2,7 @@
 
 mod check;
 mod common;
+mod complete;
 mod cpus;
 mod devices;
 mod docs;

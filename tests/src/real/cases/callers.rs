@@ -1,4 +1,5 @@
-//! Programs that call `xl` get ours by that name, and notice nothing: Debian's xendomains and Ganeti.
+//! Programs that call `xl` get ours by that name, and notice nothing: Debian's xendomains and Ganeti. Shells that
+//! complete its command lines call it, too.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -6,6 +7,7 @@ use std::time::Duration;
 
 use scenarios::{OrStop, Outcome, demand};
 
+use crate::real::cases::completions;
 use crate::real::host::{Host, Ran};
 use crate::real::snapshot::leaves_nothing;
 
@@ -28,12 +30,13 @@ fn our_xl(host: &Host) -> Outcome<String> {
     Ok(format!("PATH={}:/usr/sbin:/usr/bin", folder.display()))
 }
 
-/// Both.
+/// All of them.
 pub fn all(host: &Host) -> Outcome {
     unpack_extras(host)?;
     let path = our_xl(host)?;
     let said = host.run(&["env", &path, "xl", "--version"])?.succeeded()?;
     demand!(said.stdout.contains("xlrs"), "xl is not ours: {said}");
+    leaves_nothing(host, || completions::in_shells(host))?;
     leaves_nothing(host, || xendomains(host, &path))?;
     leaves_nothing(host, || ganeti(&Ganeti { host, path: &path }))
 }

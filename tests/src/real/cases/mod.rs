@@ -5,6 +5,7 @@ pub mod block;
 pub mod callers;
 pub mod changeover;
 pub mod commands;
+pub mod completions;
 pub mod cycles;
 pub mod debian;
 pub mod device_nodes;
