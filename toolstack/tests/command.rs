@@ -98,6 +98,8 @@ fn wrong_words() {
         ("", 1, "Usage: xlrs"),
         ("frobnicate", 1, "unrecognized subcommand 'frobnicate'"),
         ("help frobnicate", 1, "unrecognized subcommand"),
+        ("start web", 1, "`xlrs create FILE` starts a guest"),
+        ("logs web", 1, "/var/log/xen/console"),
         // Short for several.
         ("p web", 1, "'pause'"),
         ("store", 1, "Usage: xlrs store"),

@@ -264,6 +264,39 @@ const NOT_HERE: [(&str, &str); 12] = [
     ("remus", "remus is not supported"),
 ];
 
+/// What people are used to from other programs, and what does it here.
+const HABITS: [(&[&str], &str); 8] = [
+    (
+        &["start", "boot"],
+        "`xlrs create FILE` starts a guest, `xlrs host start` the daemons",
+    ),
+    (
+        &["stop", "halt", "poweroff", "down"],
+        "`xlrs shutdown -w DOMAIN` ends a guest in order, `xlrs host stop` the daemons",
+    ),
+    (
+        &["kill", "delete", "remove", "rm"],
+        "`xlrs destroy DOMAIN` removes a guest at once",
+    ),
+    (&["ps", "show"], "`xlrs list` shows the guests"),
+    (
+        &["status"],
+        "`xlrs list` shows the guests, `xlrs host status` the daemons",
+    ),
+    (
+        &["attach", "exec", "enter", "ssh"],
+        "`xlrs console DOMAIN` attaches to a guest's console",
+    ),
+    (
+        &["log", "logs"],
+        "what guests have said is in /var/log/xen/console, the daemons' logs are in /var/log/xlrs",
+    ),
+    (
+        &["validate"],
+        "`xlrs check FILE` tells what a file means, `xlrs list -l DOMAIN` what a guest has",
+    ),
+];
+
 impl Cli {
     /// Reads the command line; ends the process after help and after mistakes.
     pub fn read() -> Cli {
@@ -286,11 +319,15 @@ impl Cli {
                 let known = |(prefix, _): &&(&str, &str)| word.starts_with(prefix);
                 NOT_HERE.iter().find(known)
             }) {
-                eprintln!("xlrs: {}: {why}", word.unwrap_or_default());
+                eprintln!("xlrs: {}: {why}", word.clone().unwrap_or_default());
                 std::process::exit(1);
             }
             // Not everybody who reads help reads all of it.
             let _ = error.print();
+            let word = word.unwrap_or_default();
+            if let Some((_, help)) = HABITS.iter().find(|(words, _)| words.contains(&&*word)) {
+                eprintln!("  help: {help}");
+            }
             std::process::exit(match error.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => 0,
                 // As xl.

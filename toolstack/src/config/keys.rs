@@ -93,7 +93,8 @@ pub const KEYS: &[(&str, Use)] = &[
     (
         "bootloader",
         Use::Refused(
-            "boot loaders that run in dom0 are not supported: name the kernel with kernel=",
+            "boot loaders that run in dom0 are not supported: name the kernel with kernel=, or have the disk's own \
+             grub.cfg read with firmware=\"pvgrub64\"",
         ),
     ),
     ("bootloader_args", Use::NotYet),

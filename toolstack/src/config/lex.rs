@@ -171,6 +171,11 @@ impl Lexer<'_> {
         if c.is_ascii_uppercase() {
             let word = self.take_while(c, |c| c.is_ascii_alphanumeric() || c == '_');
             span.len = word.len();
+            if let Some(number) = self.number_before(span) {
+                let message = format!("`{number}{word}` is no number");
+                let help = format!("a size with a unit goes in quotes: \"{number}{word}\"");
+                return self.error(span, message).help(help);
+            }
             let help = match word.as_str() {
                 "True" | "False" => "write 1 or 0".into(),
                 _ => format!(
@@ -185,10 +190,19 @@ impl Lexer<'_> {
         let help = match c {
             '\\' => "a line cannot be continued; a list in [ ] may span lines",
             '-' => "numbers are not negative, and words go in quotes",
+            ':' => "a setting is KEY = VALUE, and strings go in quotes",
             _ => "strings go in quotes, comments begin with #",
         };
         self.error(span, format!("unexpected character {c:?}"))
             .help(help)
+    }
+
+    /// The digits right before a place, if there are any.
+    fn number_before(&self, span: Span) -> Option<String> {
+        let line = self.source.text.lines().nth(span.line - 1)?;
+        let before: String = line.chars().take(span.column - 1).collect();
+        let rest = before.trim_end_matches(|c: char| c.is_ascii_digit());
+        (rest.len() < before.len()).then(|| before[rest.len()..].to_string())
     }
 
     fn text(&mut self, quote: char, start: Span) -> Result<Token, Diagnostic> {
@@ -305,6 +319,9 @@ mod tests {
             ("\n  $", "t:2:3: error: unexpected character '$'"),
             ("Name='x'", "lower case: `name`"),
             ("x = \\\n1", "cannot be continued"),
+            ("x = 64M", "t:1:7: error: `64M` is no number"),
+            ("\nx = 64M", "goes in quotes: \"64M\""),
+            ("x: 64", "a setting is KEY = VALUE"),
         ] {
             let error = lex(text).unwrap_err();
             assert!(error.contains(part), "{text:?}: {error}");

@@ -139,9 +139,13 @@ impl Parser<'_> {
             None | Some((Token::Newline | Token::Semicolon, _)) => {}
             Some((token, at)) => {
                 let message = format!("unexpected {} behind the value", token.describe());
-                return Err(self
-                    .error(at, message)
-                    .help("a statement ends at the end of its line or at `;`"));
+                let help = match (&value.kind, &token) {
+                    (ValueKind::Number(_, number), Token::Word(unit)) => {
+                        format!("a size with a unit goes in quotes: \"{number}{unit}\"")
+                    }
+                    _ => "a statement ends at the end of its line or at `;`".into(),
+                };
+                return Err(self.error(at, message).help(help));
             }
         }
         Ok(Entry {
@@ -308,6 +312,7 @@ mod tests {
                 "a = 1 2",
                 "t:1:7: error: unexpected a number behind the value",
             ),
+            ("a = 64m", "goes in quotes: \"64m\""),
             ("= 1", "t:1:1: error: expected a key, found `=`"),
             (
                 "a = [ 1, 2",
