@@ -26,6 +26,7 @@ pub fn all(host: &Host) -> Outcome {
         dumped(host)?;
         crashed(host)?;
         set_aside(host)?;
+        looping(host)?;
         host.step("run without a configuration file");
         let words = [
             "run",
@@ -102,8 +103,6 @@ fn set_aside(host: &Host) -> Outcome {
         config.string("on_crash", "rename-restart")
     })?;
     let before = driver.dom();
-    // One that ends at once is not created again.
-    std::thread::sleep(Duration::from_millis(1500));
     driver.tell("crash")?;
     let kept = host.wait_for("the guest is set aside and made again", WAIT, || {
         let list = host.toolstack(&["list"])?.stdout;
@@ -129,6 +128,39 @@ fn set_aside(host: &Host) -> Outcome {
     host.toolstack(&["destroy", &kept[0]])?;
     host.toolstack(&["destroy", "aside"])?;
     driver.guest().wait_gone()
+}
+
+/// A guest that ends as soon as it is up, each time. Between two of its lives it is there and can be destroyed.
+fn looping(host: &Host) -> Outcome {
+    host.step("a guest that ends again and again");
+    // It says a few lines and powers off.
+    let kernel = host.lab_file("/lab/guests/hello")?;
+    let config = Config::new("looping", &kernel.display().to_string(), 16);
+    let config = config
+        .string("on_poweroff", "restart")
+        .string("cmdline", "exit");
+    let file = config.write(host, "looping.cfg")?.display().to_string();
+    host.toolstack(&["create", "-q", &file])?;
+    // The first time it is created again at once, then after 1 s, then after 2 s: it lies there meanwhile.
+    let said = host.wait_for("its third life's end", WAIT, || {
+        let log = std::fs::read_to_string("/var/log/xlrs/supervisor.log");
+        let log = log.or_broken("read the supervisor's log")?;
+        let said = |line: &&str| line.contains("looping") && line.contains("is created again in");
+        let said: Vec<String> = log.lines().filter(said).map(String::from).collect();
+        Ok((said.len() > 1).then_some(said))
+    })?;
+    println!("    {}", said.join("\n    "));
+    demand!(
+        said[0].contains("again in 1 s") && said[1].contains("again in 2 s"),
+        "{said:?}"
+    );
+    let row = find(host, "looping")?.or_fail("it is not there")?;
+    demand!(row[4].contains('s'), "it is no ended guest: {row:?}");
+    host.toolstack(&["shutdown", "-w", "looping"])?;
+    std::thread::sleep(Duration::from_millis(2500));
+    let after = find(host, "looping")?;
+    demand!(after.is_none(), "after its end came {after:?}");
+    Ok(())
 }
 
 /// The supervisor's process.
