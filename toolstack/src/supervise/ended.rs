@@ -42,12 +42,15 @@ impl<'a, C: Placement + Inspect, S: StoreControl> Supervisor<'a, C, S> {
 
     /// Does what is to be done now about the guests in the list, and about those that are not in it any more.
     pub fn look_around(&mut self, list: &[DomainInfo]) {
-        let there =
-            |dom: u16, uuid: [u8; 16]| list.iter().any(|i| i.dom.0 == dom && i.uuid == uuid);
+        let ended = |info: &&DomainInfo| info.flags.shutdown && !info.flags.dying;
+        let there = |dom: u16, uuid: [u8; 16]| {
+            let mut all = list.iter().filter(ended);
+            all.any(|info| info.dom.0 == dom && info.uuid == uuid)
+        };
         self.left_alone.retain(|dom, uuid| there(*dom, *uuid));
         self.waiting.retain(|dom, (uuid, _)| there(*dom, *uuid));
-        for info in list {
-            if info.flags.shutdown && !info.flags.dying && info.dom != DomId::DOM0 {
+        for info in list.iter().filter(ended) {
+            if info.dom != DomId::DOM0 {
                 self.ended(info);
             }
         }
@@ -76,14 +79,14 @@ impl<'a, C: Placement + Inspect, S: StoreControl> Supervisor<'a, C, S> {
         };
         // A stock xl has a process of its own for each of its guests.
         let Some(text) = userdata::read(dom, &info.uuid, Userdata::Xlrs) else {
-            self.left_alone.insert(dom.0, info.uuid);
+            self.leave_alone(info);
             return;
         };
         let Some(mut marks) = Marks::decode(&text) else {
             daemon::log(&format!(
                 "domain {dom}: its file makes no sense; it is left alone"
             ));
-            self.left_alone.insert(dom.0, info.uuid);
+            self.leave_alone(info);
             return;
         };
         // It may have been given another name since.
@@ -102,7 +105,7 @@ impl<'a, C: Placement + Inspect, S: StoreControl> Supervisor<'a, C, S> {
         }
         let result = match action {
             Action::Preserve => {
-                self.left_alone.insert(dom.0, info.uuid);
+                self.leave_alone(info);
                 return;
             }
             Action::Destroy => self.remove(dom),
@@ -118,8 +121,13 @@ impl<'a, C: Placement + Inspect, S: StoreControl> Supervisor<'a, C, S> {
         if let Err(error) = result {
             daemon::log(&format!("{name} (domain {dom}): {error}"));
             // Trying again at every event would not help.
-            self.left_alone.insert(dom.0, info.uuid);
+            self.leave_alone(info);
         }
+    }
+
+    fn leave_alone(&mut self, info: &DomainInfo) {
+        self.waiting.remove(&info.dom.0);
+        self.left_alone.insert(info.dom.0, info.uuid);
     }
 
     fn remove(&self, dom: DomId) -> Result<()> {

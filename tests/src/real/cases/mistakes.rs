@@ -16,7 +16,6 @@ const SAME: &[&[&str]] = &[
     &["create", "-q", "/no/such.cfg"],
     &["create", "-q", "CONFIG", "OTHER"],
     &["create", "-q", "CONFIG", "name=\"taken\""],
-    &["create", "-q", "CONFIG", "name=\"\""],
     &["create", "-q", "CONFIG", "kernel=\"/no/such/kernel\""],
     &["create", "-q", "CONFIG", "kernel=\"/etc/passwd\""],
     &["create", "-q", "CONFIG", "ramdisk=\"/no/such/ramdisk\""],
