@@ -1,6 +1,6 @@
 //! Transfers done on the spot, by the thread's own system call, where that is cheaper than io_uring: a read whose
-//! data is in memory, writes to the page cache, which Linux 6.1 begins for nobody without waiting, and all
-//! transfers of a file that lies in memory, for which io_uring wakes a kernel thread.
+//! data is in memory, writes to the page cache, which Linux 6.1 begins for nobody without waiting, and reads of a
+//! file that lies in memory, if io_uring wakes a kernel thread for them.
 //!
 //! A write may still wait, for a disk's metadata or because too much is dirty. That holds up this queue
 //! alone, and if it does, writes go through io_uring for a while.
@@ -23,6 +23,8 @@ pub struct Lane {
     cached: bool,
     /// A single read may be tried.
     reads: bool,
+    /// Reads may be done in batches.
+    batches: bool,
     /// Writes may be done.
     writes: bool,
     /// So many batches of writes more go elsewhere.
@@ -54,6 +56,7 @@ impl Lane {
             memory,
             cached,
             reads: cached,
+            batches: false,
             writes: cached && regular,
             closed: 0,
             aio: None,
@@ -100,6 +103,12 @@ impl Lane {
         }
     }
 
+    /// A read by io_uring was not done on the spot. Of a file in memory, the kernel then does none so (Linux 6.1
+    /// does, 6.18 has a thread do each): they are done here from now on.
+    pub fn was_put_off(&mut self) {
+        self.batches = self.memory;
+    }
+
     /// Puts those that may be given to [`carry_out`](Self::carry_out) now in front, and says how many.
     pub fn choose(&mut self, jobs: &mut [Job]) -> usize {
         let mut writes = self.writes;
@@ -108,7 +117,7 @@ impl Lane {
             self.closed = self.closed.saturating_sub(1);
         }
         let here = |job: &Job| match job.work {
-            Work::Read => self.memory,
+            Work::Read => self.batches,
             Work::Write => writes,
             Work::Flush | Work::Discard(_) => false,
         };

@@ -25,6 +25,8 @@ pub struct Uring {
     /// By token.
     running: Vec<Option<Running>>,
     count: usize,
+    /// Reads among them.
+    reads: usize,
     done: VecDeque<Done>,
     /// Taken and not begun.
     fresh: Vec<Job>,
@@ -111,6 +113,7 @@ impl Uring {
             storage,
             running: (0..jobs).map(|_| None).collect(),
             count: 0,
+            reads: 0,
             done: VecDeque::new(),
             queued: 0,
             event: Armed::No,
@@ -150,7 +153,7 @@ impl Uring {
     }
 
     fn begin(&mut self, job: Job) -> io::Result<()> {
-        let token = job.token;
+        let (token, work) = (job.token, job.work);
         let place = usize::from(token);
         assert!(self.running[place].is_none(), "a token names one job");
         let one;
@@ -195,6 +198,7 @@ impl Uring {
             _iovecs: iovecs,
         });
         self.count += 1;
+        self.reads += usize::from(work == Work::Read);
         self.push(entry.user_data(token.into()))
     }
 
@@ -224,6 +228,7 @@ impl Uring {
                     };
                     self.count -= 1;
                     let job = running.job;
+                    self.reads -= usize::from(job.work == Work::Read);
                     let result = self.outcome(&job, entry.result());
                     self.done.push_back(Done { job, result });
                 }
@@ -364,10 +369,15 @@ impl Engine for Uring {
 
     fn kick(&mut self) -> io::Result<()> {
         self.begin_fresh()?;
-        match self.queued {
-            0 => Ok(()),
-            _ => self.submit(0, None),
+        if self.queued == 0 {
+            return Ok(());
         }
+        self.submit(0, None)?;
+        self.drain();
+        if self.reads > 0 {
+            self.lane.was_put_off();
+        }
+        Ok(())
     }
 
     fn finished(&mut self) -> Option<Done> {

@@ -134,9 +134,12 @@ fn a_batch_takes_few_system_calls() {
     for (work, count, most) in [
         (Work::Read, 1, 1),
         (Work::Write, 1, 1),
-        // The first of them sets up what it takes.
+        // Here it is learned whether the kernel does reads of such a file on the spot.
+        (Work::Read, 32, 1),
+        // If not, it is set up now, otherwise for the first batch of writes.
         (Work::Read, 32, 2),
         (Work::Read, 32, 1),
+        (Work::Write, 32, 2),
         (Work::Write, 32, 1),
     ] {
         let before = engine.calls();
