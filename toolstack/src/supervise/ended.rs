@@ -5,10 +5,10 @@ use std::fs;
 use std::time::{Duration, Instant, SystemTime};
 
 use xen_backend::daemon;
-use xen_hal::{DomainInfo, Inspect, Placement};
+use xen_hal::{DomainInfo, Inspect, Placement, ShutdownReason};
 use xen_sys::DomId;
 
-use super::{Fate, Marks, action, clear_gone, keep};
+use super::{Fate, Marks, action, clear_gone, crashed, keep};
 use crate::config::Action;
 use crate::error::Result;
 use crate::prepare::Prepared;
@@ -102,6 +102,11 @@ impl<'a, C: Placement + Inspect, S: StoreControl> Supervisor<'a, C, S> {
                 "{name} (domain {dom}) has ended: {reason:?}; {}",
                 action.name()
             ));
+            if reason == ShutdownReason::Crash {
+                for line in crashed::vcpus(self.control, info) {
+                    daemon::log(&format!("{name} (domain {dom}): {line}"));
+                }
+            }
         }
         let result = match action {
             Action::Preserve => {

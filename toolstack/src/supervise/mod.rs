@@ -3,6 +3,7 @@
 
 mod again;
 mod autostart;
+mod crashed;
 mod ended;
 mod indexer;
 mod keep;

@@ -93,6 +93,15 @@ fn crashed(host: &Host) -> Outcome {
     driver.guest().wait_gone()?;
     let path = PathBuf::from(DUMPS).join("cored");
     check_dump(&path, 32)?;
+    let log = supervisor_log()?;
+    let place = |line: &&str| {
+        line.contains("cored") && line.contains("vCPU 0 was in kernel mode at rip 0x")
+    };
+    let place = log.lines().find(place);
+    println!(
+        "    {}",
+        place.or_fail("where it crashed is not in the log")?
+    );
     std::fs::remove_file(&path).or_broken("remove the dump")?;
     std::fs::remove_dir(DUMPS).or_broken("remove the folder of dumps")
 }
@@ -143,8 +152,7 @@ fn looping(host: &Host) -> Outcome {
     host.toolstack(&["create", "-q", &file])?;
     // The first time it is created again at once, then after 1 s, then after 2 s: it lies there meanwhile.
     let said = host.wait_for("its third life's end", WAIT, || {
-        let log = std::fs::read_to_string("/var/log/xlrs/supervisor.log");
-        let log = log.or_broken("read the supervisor's log")?;
+        let log = supervisor_log()?;
         let said = |line: &&str| line.contains("looping") && line.contains("is created again in");
         let said: Vec<String> = log.lines().filter(said).map(String::from).collect();
         Ok((said.len() > 1).then_some(said))
@@ -161,6 +169,10 @@ fn looping(host: &Host) -> Outcome {
     let after = find(host, "looping")?;
     demand!(after.is_none(), "after its end came {after:?}");
     Ok(())
+}
+
+fn supervisor_log() -> Outcome<String> {
+    std::fs::read_to_string("/var/log/xlrs/supervisor.log").or_broken("read the supervisor's log")
 }
 
 /// The supervisor's process.
