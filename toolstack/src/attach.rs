@@ -57,7 +57,7 @@ pub fn attach_disk<C: DomainControl, S: StoreControl>(
     check_absent(store, info.dom, "vbd", &number, &config.vdev)?;
     let failed = Error::store("look which disks are in use", "");
     let indexed = index::is_kept(store).map_err(failed)?;
-    check_disks(store, std::slice::from_ref(&disk), indexed)?;
+    check_disks(store, std::slice::from_ref(&disk), indexed, &[])?;
     let work = Work::begin(store, info, "vbd", &number)?;
     // By the files what the store has is known to all toolstacks; an entry too many is passed over.
     edit_files(info, |marks, json| {

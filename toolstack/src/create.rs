@@ -151,8 +151,8 @@ fn create_as<'a, C: Placement, S: StoreControl>(
     guest.check_host()?;
     // Two that are created at once must not have the same name or disk.
     let _claims = claim(guest)?;
-    let (indexed, servers) = check_name(store, guest)?;
-    check_disks(store, &guest.disks, indexed)?;
+    let (indexed, servers, unused) = check_name(store, guest)?;
+    check_disks(store, &guest.disks, indexed, &unused)?;
     if guest.config.uuid.is_some() {
         check_uuid(control, &guest.uuid)?;
     }
@@ -215,8 +215,8 @@ pub fn dress<'a, C: DomainControl, S: StoreControl>(
     guest.check_host()?;
     let _claims = claim(&guest)?;
     let config = &guest.config;
-    let (indexed, servers) = check_name(store, &guest)?;
-    check_disks(store, &guest.disks, indexed)?;
+    let (indexed, servers, unused) = check_name(store, &guest)?;
+    check_disks(store, &guest.disks, indexed, &unused)?;
     times::mark("check");
     write_userdata(dom, &guest)?;
     times::mark("userdata");
@@ -436,20 +436,26 @@ fn claim(guest: &Guest) -> Result<Claims> {
     Ok(claims)
 }
 
-/// Refuses a name that is taken, and devices that nobody serves; tells whether the index was asked, and who serves.
-fn check_name(store: &impl Store, guest: &Guest) -> Result<(bool, Servers)> {
+/// Refuses a name that is taken, and devices that nobody serves; tells whether the index was asked, who serves, and on which
+/// storage no guest has a disk.
+fn check_name(store: &impl Store, guest: &Guest) -> Result<(bool, Servers, Vec<Id>)> {
     let name = &guest.config.name;
     let failed = || Error::store("look for the name", name);
     let classes = Servers::wanted(guest);
-    let nodes = classes.iter().map(|class| class.node()).collect();
-    let (found, pids) = index::by_name_and(store, name, nodes).map_err(failed())?;
-    let servers = Servers::find(&classes, pids)?;
+    let storage: Vec<Id> = guest.disks.iter().flat_map(all_ids).collect();
+    let nodes = classes.iter().map(|class| class.node());
+    let nodes = nodes.chain(storage.iter().map(|id| index::disk_node(*id)));
+    let (found, mut values) = index::by_name_and(store, name, nodes.collect()).map_err(failed())?;
+    let used = values.split_off(classes.len().min(values.len()));
+    let servers = Servers::find(&classes, values)?;
+    let unused = storage.into_iter().zip(used);
+    let unused = unused.filter_map(|(id, node)| node.is_none().then_some(id));
     let (indexed, taken) = match found {
         Answer::Known(dom) => (true, dom),
         Answer::Unknown => (false, find_among_all(store, name).map_err(failed())?),
     };
     match taken {
-        None => Ok((indexed, servers)),
+        None => Ok((indexed, servers, unused.collect())),
         Some(dom) => Err(
             Error::new("create", name, format!("domain {dom} has this name")).hint(format!(
                 "choose another name, or remove that one: `xlrs destroy {name}`"
@@ -477,7 +483,12 @@ fn check_uuid(control: &impl DomainControl, id: &[u8; 16]) -> Result<()> {
 
 /// Refuses storage that a running guest or dom0 writes to, and storage that shall be written to while one
 /// of them reads it.
-pub(crate) fn check_disks(store: &impl Store, disks: &[Disk], indexed: bool) -> Result<()> {
+pub(crate) fn check_disks(
+    store: &impl Store,
+    disks: &[Disk],
+    indexed: bool,
+    unused: &[Id],
+) -> Result<()> {
     for (index, disk) in disks.iter().enumerate() {
         let twin = disks[..index].iter().find(|other| share(other.id, disk.id));
         if let Some(twin) = twin
@@ -497,11 +508,10 @@ pub(crate) fn check_disks(store: &impl Store, disks: &[Disk], indexed: bool) -> 
     };
     // Who else uses what a script makes is the script's to find out.
     for disk in disks.iter().filter(|disk| disk.id != Id::Script) {
-        let mut ids = disk.id.relatives();
-        ids.push(disk.id);
         let mut users = Vec::new();
-        for id in ids {
+        for id in all_ids(disk) {
             match indexed {
+                true if unused.contains(&id) => {}
                 true => users.extend(index::users(store, id).map_err(failed())?),
                 false => users.extend(
                     all.iter()
@@ -524,6 +534,13 @@ pub(crate) fn check_disks(store: &impl Store, disks: &[Disk], indexed: bool) -> 
     Ok(())
 }
 
+/// What a disk is on, and what shares it: partitions, or what they are part of.
+fn all_ids(disk: &Disk) -> Vec<Id> {
+    let mut ids = disk.id.relatives();
+    ids.push(disk.id);
+    ids
+}
+
 fn share(a: Id, b: Id) -> bool {
     a != Id::Script && (a == b || a.relatives().contains(&b))
 }
@@ -532,9 +549,7 @@ fn share(a: Id, b: Id) -> bool {
 fn check_dom0(disk: &Disk) -> Result<()> {
     let step = "use the disk";
     let object = || format!("{} ({})", disk.config.target.display(), disk.config.vdev);
-    let mut ids = disk.id.relatives();
-    ids.push(disk.id);
-    for id in ids {
+    for id in all_ids(disk) {
         if let Some((point, writable)) = id.mounted()
             && (writable || disk.config.writable)
         {

@@ -74,6 +74,11 @@ fn disk_folder(id: Id) -> String {
     }
 }
 
+/// A node that is there only while a running guest has a disk on this storage.
+pub fn disk_node(id: Id) -> String {
+    format!("{TOP}/{}", disk_folder(id))
+}
+
 /// The entries of a guest, below [`TOP`], with their values.
 pub fn entries(
     dom: DomId,
@@ -219,7 +224,7 @@ pub fn by_name_and(
 /// # Errors
 /// The store's.
 pub fn users(store: &impl Store, id: Id) -> Result<Vec<User>, StoreError> {
-    let folder = format!("{TOP}/{}", disk_folder(id));
+    let folder = disk_node(id);
     let mut out = Vec::new();
     for entry in children(store, None, &folder)? {
         let Some((dom, number)) = entry.split_once('-') else {

@@ -45,7 +45,7 @@ pub struct Connection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Turns {
     /// How often something was waited for before it went on: a reply, the replies to requests that were sent
-    /// together, an event.
+    /// together, an event that came.
     pub waits: u64,
     /// How many transactions were begun, those that had to be done again included.
     pub transactions: u64,
@@ -129,9 +129,12 @@ impl Connection {
         if let Some(event) = state.client.next_event_if(&wanted) {
             return Ok(Some(event));
         }
-        self.count(&[]);
-        self.wait_until(state, deadline, |client| client.next_event_if(&wanted))
-            .map_err(event_error)
+        let waited = self.wait_until(state, deadline, |client| client.next_event_if(&wanted));
+        let event = waited.map_err(event_error)?;
+        if event.is_some() {
+            self.count(&[]);
+        }
+        Ok(event)
     }
 
     pub(crate) fn take_event_if(
