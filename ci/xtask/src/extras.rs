@@ -1,5 +1,5 @@
 //! An archive of what single scenarios unpack in dom0: Debian's xendomains with its Python, GRUB as a PV guest,
-//! systemd, shells. It is no part of the image, so that every other lab stays as small as it is.
+//! systemd. It is no part of the image, so that every other lab stays as small as it is.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -19,17 +19,12 @@ const PROGRAMS: &[&str] = &[
     "bin/systemctl",
     "usr/bin/systemd-analyze",
     "usr/bin/systemd-run",
-    "bin/zsh",
-    "usr/bin/fish",
 ];
 
 /// Files as they are.
 const FILES: &[&str] = &[
     "etc/default/xendomains",
     "usr/lib/grub-xen/grub-x86_64-xen.bin",
-    "usr/share/zsh/functions/Completion/compinit",
-    "usr/share/zsh/functions/Completion/Unix/_files",
-    "usr/share/zsh/functions/Completion/Unix/_path_files",
 ];
 
 /// Scripts.
@@ -41,10 +36,6 @@ const FOLDERS: &[&str] = &[
     "usr/lib/python3.11",
     "lib/lsb",
     "lib/init",
-    "usr/lib/x86_64-linux-gnu/zsh/5.9",
-    "usr/share/zsh/functions/Completion/Base",
-    "usr/share/zsh/functions/Completion/Zsh",
-    "usr/share/fish/functions",
 ];
 
 /// Builds the archive, or finds it built.

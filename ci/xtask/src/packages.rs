@@ -162,7 +162,7 @@ pub fn fio(lab: &Path) -> Result<PackageSet> {
 }
 
 /// What single scenarios bring into dom0: programs that call a toolstack, with what they need, a boot loader
-/// that is a PV guest, systemd, and shells.
+/// that is a PV guest, and systemd.
 pub fn extras(lab: &Path) -> Result<PackageSet> {
     obtain(lab, "extras", "bookworm", EXTRAS, false, |name| {
         EXTRAS.contains(&name) || name.starts_with("lib") && useful(name)
@@ -188,10 +188,6 @@ const EXTRAS: &[&str] = &[
     "grub-xen-host",
     "systemd",
     "libsystemd-shared",
-    "zsh",
-    "zsh-common",
-    "fish",
-    "fish-common",
 ];
 
 fn obtain(

@@ -229,7 +229,7 @@ pub fn entries() -> Vec<Entry> {
         .timeout_s(400),
         Entry::new(
             "callers",
-            "Debian's xendomains and Ganeti's commands work with xlrs by the name of xl; shells complete",
+            "Debian's xendomains and Ganeti's commands work with xlrs by the name of xl; bash completes",
             callers::all,
         )
         .timeout_s(300)

@@ -1,5 +1,5 @@
-//! Programs that call `xl` get ours by that name, and notice nothing: Debian's xendomains and Ganeti. Shells that
-//! complete its command lines call it, too.
+//! Programs that call `xl` get ours by that name, and notice nothing: Debian's xendomains and Ganeti. A shell that
+//! completes its command lines calls it, too.
 
 use std::os::unix::fs::symlink;
 use std::path::Path;
@@ -36,7 +36,7 @@ pub fn all(host: &Host) -> Outcome {
     let path = our_xl(host)?;
     let said = host.run(&["env", &path, "xl", "--version"])?.succeeded()?;
     demand!(said.stdout.contains("xlrs"), "xl is not ours: {said}");
-    leaves_nothing(host, || completions::in_shells(host))?;
+    leaves_nothing(host, || completions::in_bash(host))?;
     leaves_nothing(host, || xendomains(host, &path))?;
     leaves_nothing(host, || ganeti(&Ganeti { host, path: &path }))
 }

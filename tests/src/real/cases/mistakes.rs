@@ -34,25 +34,42 @@ const SAME: &[&[&str]] = &[
     &["create", "-q", "CONFIG", "type=\"nonsense\""],
     &["create", "-q", "CONFIG", "on_crash=\"nonsense\""],
     &["create", "-q", "CONFIG", "cpus=\"nonsense\""],
-    &["create", "-q", "CONFIG", "memory=24", "maxmem=16"],
-    &["create", "-q", "CONFIG", "memory=\"\""],
     &["create", "-q", "CONFIG", "vcpus=2", "maxvcpus=1"],
     &["create", "-q", "CONFIG", "tsc_mode=\"nonsense\""],
     &["create", "-q", "CONFIG", "max_grant_frames=999999"],
     &["cpupool-create", "name=\"p\"", "sched=\"nonsense\""],
     &["cpupool-create", "name=\"p\"", "sched=\"rtds\""],
     &["cpupool-create", "name=\"Pool-0\""],
-    &["cpupool-create", "name=\"p\"", "cpus=[\"7\"]"],
     &["sched-rtds", "-d", "taken"],
 ];
 
 /// The same, xl's status, ours, and why they differ.
-const DIFFERENT: &[(&[&str], i32, i32, &str)] = &[(
-    &["create", "-q", "CONFIG", "memory=16000"],
-    3,
-    5,
-    "xl tells that there is no memory only where it has tried to take some from dom0",
-)];
+const DIFFERENT: &[(&[&str], i32, i32, &str)] = &[
+    (
+        &["create", "-q", "CONFIG", "memory=16000"],
+        3,
+        5,
+        "xl tells that there is no memory only where it has tried to take some from dom0",
+    ),
+    (
+        &["create", "-q", "CONFIG", "memory=\"\""],
+        3,
+        1,
+        "a mistake in the configuration is told before anything is tried",
+    ),
+    (
+        &["create", "-q", "CONFIG", "memory=24", "maxmem=16"],
+        0,
+        1,
+        "a guest that may have less than it is given is a mistake; xl does not look",
+    ),
+    (
+        &["cpupool-create", "name=\"p\"", "cpus=[\"7\"]"],
+        6,
+        1,
+        "only where guests are made does the status tell more than that it failed",
+    ),
+];
 
 /// Runs all of them with both.
 pub fn all(host: &Host) -> Outcome {
