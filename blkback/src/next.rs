@@ -175,14 +175,23 @@ impl<D: Datapath> BlockDriver<D> {
                     }
                 },
                 Some(Next::Told { disk, ready }) if disk == next && told => {
-                    change.reconnect = ready && Disk::read(site)? == next;
+                    // Nonsense in params counts when somebody connects.
+                    change.reconnect = ready && matches!(Disk::read(site), Ok(now) if now == next);
                     device.next = Some(match change.reconnect {
                         true => Next::Wanted(next),
                         false => Next::Told { disk, ready },
                     });
                     return Ok(());
                 }
-                _ => device.next = Some(Next::Trying(self.opener.begin(site.id, next.clone())?)),
+                _ => match self.opener.begin(site.id, next.clone()) {
+                    Ok(opening) => device.next = Some(Next::Trying(opening)),
+                    Err(error) => {
+                        change.nodes.push(status(Some(&error.to_string())));
+                        let ready = false;
+                        device.next = Some(Next::Told { disk: next, ready });
+                        return Ok(());
+                    }
+                },
             }
         }
     }
@@ -199,8 +208,15 @@ impl<D: Datapath> BlockDriver<D> {
     /// The rings are at rest: goes on with the next image, if that was wanted. What is to be published; `None`
     /// while it is being opened.
     pub(crate) fn follow(&mut self, id: DeviceId, device: &mut Vbd) -> Result<Option<Vec<Node>>> {
+        let keep = |device: &mut Vbd, disk, why: &str| {
+            device.next = Some(Next::Told { disk, ready: false });
+            Ok(Some(vec![status(Some(why))]))
+        };
         let opening = match device.next.take() {
-            Some(Next::Wanted(disk)) => self.opener.begin(id, disk)?,
+            Some(Next::Wanted(disk)) => match self.opener.begin(id, disk.clone()) {
+                Ok(opening) => opening,
+                Err(error) => return keep(device, disk, &error.to_string()),
+            },
             Some(Next::Taking(opening)) => opening,
             other => {
                 device.next = other;
@@ -223,10 +239,7 @@ impl<D: Datapath> BlockDriver<D> {
                 Ok(Some(device.place().into()))
             }
             // It was good a moment ago; the guest goes on with the image that it had.
-            (refused, _) => {
-                device.next = Some(Next::Told { disk, ready: false });
-                Ok(Some(vec![status(Some(&refused.unwrap_or_default()))]))
-            }
+            (refused, _) => keep(device, disk, &refused.unwrap_or_default()),
         }
     }
 }
@@ -262,7 +275,8 @@ fn named(site: &Site<'_>, disk: &Disk) -> Result<Option<Disk>> {
 fn status(refused: Option<&str>) -> Node {
     let text = match refused {
         None => "ready".to_string(),
-        Some(why) => format!("refused {why}"),
+        // Names may be long, and a node has room for 4096 bytes.
+        Some(why) => format!("refused {why:.1000}"),
     };
     ("next-status", text)
 }

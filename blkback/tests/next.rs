@@ -67,6 +67,7 @@ fn what_cannot_follow_is_refused_by_name() {
         ("", "no file in a known format"),
         ("/other-image", "has it open"),
         ("/read-only-one", "has it open"),
+        (&format!("vhdx:/{}", "é".repeat(1500)), "\"vhdx:/éé"),
     ] {
         let said = scene.ask(params);
         assert!(
@@ -90,6 +91,8 @@ fn it_follows_when_it_is_wanted() {
     assert_eq!(scene.text("physical-device-path"), "/disk");
     // Somebody thinks better of it, and asks for another.
     assert_eq!(scene.ask("/ab"), "ready");
+    scene.write("params", "vhdx:/nonsense");
+    scene.works();
     scene.write("params", "/a");
     assert_eq!(
         scene.text("physical-device-path"),
