@@ -65,9 +65,11 @@ pub struct InFlight {
     pub running: usize,
     /// Requests that were answered while one that was taken before them still runs.
     pub overtakers: usize,
+    /// Requests that were ever taken, modulo 2^32.
+    pub taken: u32,
 }
 
-/// Looks at the accounts of all disks, of a back end that was just killed.
+/// Looks at the accounts of all disks. What runs is exact for a back end that was just killed.
 pub fn in_flight() -> Outcome<InFlight> {
     let mut found = InFlight::default();
     for (_, file) in files()? {
@@ -87,6 +89,7 @@ pub fn in_flight() -> Outcome<InFlight> {
                 oldest = oldest.max(since as usize);
             }
         }
+        found.taken = found.taken.wrapping_add(taken);
         found.running += running;
         found.overtakers += oldest - running;
     }

@@ -1,7 +1,7 @@
 //! The block back end is killed under load, in either of its two parts, and nobody notices.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Signal, kill_process};
 use scenarios::block::BlockGuest;
@@ -18,6 +18,8 @@ use crate::real::snapshot::leaves_nothing;
 const KILLS: usize = 100;
 /// Kills after which what is to be shown was not shown. On one processor threads rarely overtake each other.
 const MOST_KILLS: usize = 12 * KILLS;
+/// How long it may take until the back end serves its guest again, on a machine with much to do.
+const UP_AGAIN: Duration = Duration::from_secs(20);
 const THREADS: &str = "--engine=threads";
 
 /// Writes that follow each other on the same sectors, each verified, while the back end is killed at random
@@ -107,8 +109,10 @@ struct Killed {
 fn kill_often(over: &AtomicBool) -> Outcome<Killed> {
     let mut dice = Schedule::new(0x6b69_6c6c);
     let mut met = Killed::default();
+    let mut taken = in_flight()?.taken;
     let enough = |met: &Killed| met.counted >= KILLS && met.overtakers > 0;
     while !enough(&met) && !over.load(Ordering::Acquire) {
+        wait_for_progress(taken, over)?;
         std::thread::sleep(Duration::from_micros(20_000 + dice.pick(150_000) as u64));
         // Who opens the files, and the other part with it; or only who moves the data, which the first starts
         // again.
@@ -121,6 +125,7 @@ fn kill_often(over: &AtomicBool) -> Outcome<Killed> {
         let (pid, mut words) = backend::part(part)?;
         kill_process(pid, Signal::KILL).or_broken("kill the back end")?;
         let found = in_flight()?;
+        taken = found.taken;
         met.kills += 1;
         met.workers += usize::from(!whole);
         met.counted += usize::from(found.running > 0);
@@ -135,6 +140,20 @@ fn kill_often(over: &AtomicBool) -> Outcome<Killed> {
         }
     }
     Ok(met)
+}
+
+/// Waits until the back end has taken more requests than before its last end: killed again and again on its way
+/// up, it would show nothing.
+fn wait_for_progress(before: u32, over: &AtomicBool) -> Outcome {
+    let start = Instant::now();
+    while in_flight()?.taken == before && !over.load(Ordering::Acquire) {
+        demand!(
+            start.elapsed() < UP_AGAIN,
+            "the back end has taken no request for {UP_AGAIN:?}"
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// Leaves the back end with the engine that it had before the kills.
