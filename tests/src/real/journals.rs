@@ -80,6 +80,10 @@ pub fn in_flight() -> Outcome<InFlight> {
             Ok::<u32, scenarios::Stop>(u32::from_le_bytes(bytes))
         };
         let length = file.metadata().or_broken("look at a journal")?.len();
+        if length < RECORDS {
+            // It is just being made.
+            continue;
+        }
         let (taken, mut running, mut oldest) = (word(TAKEN)?, 0, 0);
         for at in (RECORDS..length).step_by(RECORD as usize) {
             // How many requests were taken from this one on; none if it was not counted yet.
