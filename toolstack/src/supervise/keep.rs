@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use xen_hal::{DomainInfo, Inspect, Placement};
 
-use super::Marks;
+use super::{Fate, Marks};
 use crate::config::{Action, Events};
 use crate::destroy;
 use crate::dump;
@@ -54,6 +54,7 @@ pub fn set_aside<C: Placement, S: StoreControl>(
     kept.config.uuid = Some(id);
     kept.config.disks.clear();
     kept.config.nics.clear();
+    kept.fate = Fate::default();
     // Nothing more is done with it.
     kept.config.events = Events {
         on_poweroff: Action::Preserve,

@@ -53,7 +53,7 @@ const DIFFERENT: &[(&[&str], i32, i32, &str)] = &[
     ),
     (
         &["create", "-q", "CONFIG", "memory=\"\""],
-        3,
+        0,
         1,
         "a mistake in the configuration is told before anything is tried",
     ),
