@@ -65,10 +65,12 @@ pub struct PackageSet {
 struct Record {
     layout: u32,
     suite: String,
+    /// What was asked for; the packages are what it depends on, too.
+    wanted: Vec<String>,
     packages: Vec<Package>,
 }
 
-/// Raise when what is downloaded for a set changes.
+/// Raise when something else is kept of what a set depends on.
 const LAYOUT: u32 = 4;
 
 /// What a stock toolstack needs beside Xen's own packages.
@@ -202,12 +204,12 @@ fn obtain(
     paths::make_dir(&dir)?;
     let record_path = dir.join(format!("{set}.json"));
     let _lock = Lock::exclusive(&dir.join("lock"))?;
-    if let Some(found) = recorded(&record_path, &dir, set).filter(|_| !refresh) {
+    if let Some(found) = recorded(&record_path, &dir, set, wanted).filter(|_| !refresh) {
         return Ok(found);
     }
     let apt = Suite::refreshed(lab, suite)?;
     let packages = apt.resolve(wanted, keep)?;
-    if let Some(found) = recorded(&record_path, &dir, set)
+    if let Some(found) = recorded(&record_path, &dir, set, wanted)
         && found.packages == packages
     {
         return Ok(found);
@@ -222,6 +224,7 @@ fn obtain(
     let record = Record {
         layout: LAYOUT,
         suite: suite.into(),
+        wanted: wanted.iter().map(|name| name.to_string()).collect(),
         packages: packages.clone(),
     };
     let text = serde_json::to_vec_pretty(&record).context(|| "writing JSON".into())?;
@@ -241,10 +244,11 @@ fn folder(set: &str, packages: &[Package]) -> String {
     format!("{set}-{}", key.hex())
 }
 
-fn recorded(record: &Path, dir: &Path, set: &str) -> Option<PackageSet> {
+fn recorded(record: &Path, dir: &Path, set: &str, wanted: &[&str]) -> Option<PackageSet> {
     let record: Record = serde_json::from_slice(&std::fs::read(record).ok()?).ok()?;
     let root = dir.join(folder(set, &record.packages));
-    (record.layout == LAYOUT && root.is_dir()).then_some(PackageSet {
+    let fits = record.layout == LAYOUT && record.wanted == wanted;
+    (fits && root.is_dir()).then_some(PackageSet {
         root,
         packages: record.packages,
     })
@@ -275,7 +279,8 @@ mod tests {
     }
 
     #[test]
-    fn the_record_survives_json() {
+    fn what_was_fetched_is_used_for_what_it_was_fetched_for() {
+        let dir = std::env::temp_dir().join(format!("xtask-packages-{}", std::process::id()));
         let package = Package {
             name: "a".into(),
             version: "1:2~3".into(),
@@ -284,9 +289,16 @@ mod tests {
         let record = Record {
             layout: LAYOUT,
             suite: "bookworm".into(),
+            wanted: vec!["a".into()],
             packages: vec![package.clone()],
         };
-        let back: Record = serde_json::from_slice(&serde_json::to_vec(&record).unwrap()).unwrap();
-        assert_eq!(back.packages, [package]);
+        let file = dir.join("set.json");
+        std::fs::create_dir_all(dir.join(folder("set", &record.packages))).unwrap();
+        std::fs::write(&file, serde_json::to_vec(&record).unwrap()).unwrap();
+        let found = recorded(&file, &dir, "set", &["a"]).expect("it is there");
+        assert_eq!(found.packages, [package]);
+        assert!(recorded(&file, &dir, "set", &["a", "b"]).is_none());
+        assert!(recorded(&file, &dir, "other", &["a"]).is_none());
+        std::fs::remove_dir_all(dir).unwrap();
     }
 }
