@@ -334,6 +334,7 @@ impl Cli {
                 ErrorKind::InvalidSubcommand
                 | ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand
                 | ErrorKind::MissingSubcommand => 1,
+                ErrorKind::MissingRequiredArgument if lacks_what_xl_looks_for() => 1,
                 _ => 2,
             })
         })
@@ -355,12 +356,22 @@ impl Cli {
     pub fn exit_status(&self) -> fn(Kind) -> u8 {
         match self.command {
             Command::Create(_) | Command::Run(_) => Kind::exit_status,
+            Command::CpupoolCreate(_) => |_| 1,
             _ => |kind| match kind {
                 Kind::Usage => kind.exit_status(),
                 _ => 1,
             },
         }
     }
+}
+
+/// Whether it is one of the commands that look for their words themselves in xl: without any they end with 1, all
+/// others with 2.
+fn lacks_what_xl_looks_for() -> bool {
+    const THEY: [&str; 3] = ["shutdown", "reboot", "config-update"];
+    let mut words = std::env::args().skip(1);
+    let command = words.find(|word| !word.starts_with('-'));
+    command.is_some_and(|command| THEY.iter().any(|they| they.starts_with(&command)))
 }
 
 /// All that clap knows of the command line.

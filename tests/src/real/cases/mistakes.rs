@@ -13,6 +13,13 @@ use crate::real::snapshot::leaves_nothing;
 /// Words of a failing command: CONFIG stands for a good configuration, DISK for a disk that a guest writes to.
 const SAME: &[&[&str]] = &[
     &["create"],
+    &["shutdown"],
+    &["reboot"],
+    &["destroy"],
+    &["pause"],
+    &["config-update"],
+    &["cpupool-create"],
+    &["block-attach", "taken"],
     &["create", "-q", "/no/such.cfg"],
     &["create", "-q", "CONFIG", "OTHER"],
     &["create", "-q", "CONFIG", "name=\"taken\""],
