@@ -193,7 +193,7 @@ impl<'a, C: Placement + Inspect, S: StoreControl> Supervisor<'a, C, S> {
         daemon::log(&format!(
             "{name} (domain {}): {why}; it is created again in {} s, unless it is destroyed (xlrs destroy {name})",
             info.dom,
-            marks.fate.left((self.clock)()).as_secs()
+            marks.fate.left((self.clock)()).as_millis().div_ceil(1000)
         ));
         userdata::write(info.dom, &info.uuid, Userdata::Xlrs, &marks.encode())?;
         self.waiting.insert(info.dom.0, (info.uuid, marks.fate));
