@@ -191,20 +191,23 @@ pub fn remove_all(
         .map_or(Ok(()), Err)
 }
 
+/// A word means no guest that exists.
+pub fn no_such_domain(word: &str) -> Error {
+    Error::new(
+        "find the domain",
+        word,
+        "it is an invalid domain identifier",
+    )
+    .kind(Kind::NoSuchDomain)
+    .hint("`xlrs list` shows those that exist")
+}
+
 /// The guest that is meant by a name, or by a number if it is made of digits.
 ///
 /// # Errors
 /// There is none, or the store cannot be asked.
 pub fn find_domain(store: &impl Store, word: &str) -> Result<DomId> {
-    let unknown = || {
-        Error::new(
-            "find the domain",
-            word,
-            "it is an invalid domain identifier",
-        )
-        .kind(Kind::NoSuchDomain)
-        .hint("`xlrs list` shows those that exist")
-    };
+    let unknown = || no_such_domain(word);
     if word.bytes().all(|b| b.is_ascii_digit()) {
         let dom = word.parse().map(DomId).map_err(|_| unknown())?;
         return if dom.is_ordinary() {

@@ -4,6 +4,7 @@
 //! Invariant: does no I/O; bytes in, frames out.
 #![forbid(unsafe_code)]
 
+pub mod bytes;
 pub mod frame;
 pub mod message;
 pub mod symbols;

@@ -2,6 +2,8 @@
 //!
 //! Invariant: no panic on any input.
 
+use lab_agent::bytes::{u16_at, u32_at, u64_at};
+
 /// What a dynamically linked program asks for.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Needs {
@@ -104,22 +106,6 @@ fn text_at(bytes: &[u8], at: usize) -> Option<String> {
     let rest = bytes.get(at..)?;
     let end = rest.iter().position(|b| *b == 0)?;
     Some(String::from_utf8_lossy(&rest[..end]).into_owned())
-}
-
-fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..at.checked_add(N)?)?.try_into().ok()
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    array(bytes, at).map(u16::from_le_bytes)
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    array(bytes, at).map(u32::from_le_bytes)
-}
-
-fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
-    array(bytes, at).map(u64::from_le_bytes)
 }
 
 #[cfg(test)]

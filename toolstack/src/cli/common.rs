@@ -8,7 +8,7 @@ use serde_json::Value;
 use xen_dom0::Hypervisor;
 use xen_hal::{CpuMap, CpuPool, DomainControl, DomainInfo, Placement};
 use xlrs::config::CpuSet;
-use xlrs::store::{children, find_domain, names_of, text};
+use xlrs::store::{children, find_domain, names_of, no_such_domain, text};
 use xlrs::{Error, Kind, Result};
 use xs_client::Connection;
 
@@ -126,17 +126,6 @@ impl Host {
         let topology = topology.map_err(Error::hal("ask Xen where the CPUs are", ""))?;
         Ok(set.resolve(&topology))
     }
-}
-
-/// A word means no guest that exists.
-pub fn no_such_domain(word: &str) -> Error {
-    Error::new(
-        "find the domain",
-        word,
-        "it is an invalid domain identifier",
-    )
-    .kind(Kind::NoSuchDomain)
-    .hint("`xlrs list` shows those that exist")
 }
 
 /// A name as C prints it.

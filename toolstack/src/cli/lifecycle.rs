@@ -6,14 +6,14 @@ use clap::Args;
 use xen_hal::DomainControl;
 use xlrs::interrupt::Held;
 use xlrs::prepare::Prepared;
-use xlrs::store::find_domain;
+use xlrs::store::{find_domain, no_such_domain};
 use xlrs::{
     Error, Kind, Result, create as creation, destroy as removal, os, pool, power, times, userdata,
     uuid,
 };
 
 use super::check;
-use super::common::{DomainArgs, no_such_domain};
+use super::common::DomainArgs;
 use crate::cli::ExitCode;
 
 #[derive(Args, Debug, Default, PartialEq)]

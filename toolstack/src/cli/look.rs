@@ -3,11 +3,11 @@
 
 use xen_hal::Store;
 use xen_sys::DomId;
-use xlrs::store::{children, find_domain, name_of, text};
+use xlrs::store::{children, find_domain, name_of, no_such_domain, text};
 use xlrs::{Error, Result, uuid};
 use xs_client::Connection;
 
-use super::common::{Host, no_such_domain};
+use super::common::Host;
 
 /// What there is to look with.
 pub enum Look {
